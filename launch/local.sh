@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+help() {
+  cat <<'TEXT'
+Sets the project up in .venv, then runs or checks it.
+
+  bash launch/local.sh quickstart [ARGUMENT ...]   user-llm quickstart: train and judge a small model
+  bash launch/local.sh test [ARGUMENT ...]         lint, then pytest
+  bash launch/local.sh lint                        ruff and pyright
+  bash launch/local.sh help                        this text
+
+Only Python 3.11 or newer with pip is needed; PYTHON names another interpreter than python3. What
+is installed are the versions of constraints.txt, again only when that file or pyproject.toml changes.
+TEXT
+}
+
+fail() {
+  echo "launch/local.sh: $*" >&2
+  exit 1
+}
+
+make_venv() {
+  local python=${PYTHON:-python3}
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "needs Python 3.11 or newer, and $python is none; set PYTHON to one"
+  echo "making .venv with $("$python" --version)" >&2
+  # Some distributions ship Python without ensurepip: then the system's pip installs pip.
+  "$python" -m venv --clear .venv >/dev/null 2>&1 ||
+    { "$python" -m venv --clear --without-pip .venv &&
+      "$python" -m pip --python .venv/bin/python install --quiet pip; } ||
+    fail "cannot make .venv with $python; install its venv and pip packages"
+}
+
+is_current() {
+  cmp --silent "$1" <(cat pyproject.toml constraints.txt)
+}
+
+# install [EXTRA]: the package, editable; what `test` installed serves every other command too.
+install() {
+  local stamp=.venv/installed-${1:-base}
+  if is_current .venv/installed-test || is_current "$stamp"; then return; fi
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
+  echo "installing user-llm${1:+[$1]}" >&2
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt --editable ".${1:+[$1]}"
+  cat pyproject.toml constraints.txt >"$stamp"
+}
+
+lint() {
+  ruff check .
+  ruff format --check .
+  PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright # else it looks for a newer release
+}
+
+export PATH="$PWD/.venv/bin:$PATH"
+command=${1:-help}
+shift || true
+case $command in
+  quickstart)
+    install
+    user-llm quickstart "$@"
+    ;;
+  test)
+    install test
+    lint
+    pytest "$@"
+    ;;
+  lint)
+    install test
+    lint
+    ;;
+  help | -h | --help) help ;;
+  *) fail "unknown command $command; see bash launch/local.sh help" ;;
+esac

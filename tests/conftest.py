@@ -1,0 +1,40 @@
+"""Strictness lives here: shapes checked, dtypes promoted by hand, eight simulated CPU devices."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; subprocesses inherit it
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import Mesh
+from jaxtyping import install_import_hook
+
+# Both take effect only before the backend starts and before the package is imported.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+install_import_hook("user_llm", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets and weights that $USER_LLM_DATA names; skips without it."""
+    folder = os.environ.get("USER_LLM_DATA")
+    if not folder:
+        pytest.skip("reads real data: set USER_LLM_DATA to its folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Callable[..., Mesh]:
+    """Makes a data x fsdp x tensor mesh over the first devices, as many as it needs."""
+    from user_llm.config import MeshConfig
+    from user_llm.sharding import make_mesh
+
+    def make(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+        config = MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+        return make_mesh(config, jax.devices()[: data * fsdp * tensor])
+
+    return make

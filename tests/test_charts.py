@@ -1,0 +1,79 @@
+"""Charts whose geometry is checked against the numbers drawn."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from user_llm.evaluation import charts
+from user_llm.evaluation.charts import line_chart, say
+
+VALUES = st.floats(-1e6, 1e6).map(lambda v: round(v, 3))
+POSITIVE = st.floats(1e-3, 1e9)
+
+
+def corners(line):
+    return [tuple(map(float, pair)) for pair in re.findall(r"[ML]([-\d.e]+) ([-\d.e]+)", line.path)]
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@given(st.data())
+def test_every_point_lies_inside_the_plot_and_ticks_within_the_axes(scale, data):
+    values = VALUES if scale == "linear" else POSITIVE
+    points = data.draw(st.lists(st.tuples(values, values), min_size=1, max_size=8))
+    chart = line_chart({"a": points, "b": points[:1]}, "x", "y", scale, scale)
+    for line in chart.lines:
+        for x, y in corners(line):
+            assert charts.LEFT - 0.1 <= x <= chart.right + 0.1
+            assert charts.TOP - 0.1 <= y <= charts.BOTTOM + 0.1
+    assert chart.y_ticks
+    for axis in (chart.x, chart.y):
+        assert all(axis.low <= tick <= axis.high * (1 + 1e-9) for tick in axis.ticks if tick > 0)
+
+
+def test_positions_are_proportional_to_values():
+    (line,) = line_chart({"a": [(0, 0.0), (50, 1.0), (100, 2.0)]}, "x", "y").lines
+    (x0, y0), (x1, y1), (x2, y2) = corners(line)
+    assert (x0, x2) == (charts.LEFT, charts.WIDTH - 12)
+    assert (y0, y2) == (charts.BOTTOM, charts.TOP)
+    assert (x1, y1) == pytest.approx(((x0 + x2) / 2, (y0 + y2) / 2), abs=0.1)
+
+
+def test_equal_factors_are_equal_distances_on_a_logarithmic_axis():
+    (line,) = line_chart({"a": [(1, 1.0), (10, 10.0), (100, 100.0)]}, "x", "y", "log", "log").lines
+    (x0, _), (x1, _), (x2, _) = corners(line)
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+
+
+def test_what_cannot_be_drawn_leaves_a_gap():
+    (line,) = line_chart({"loss": [(1, 3.0), (2, math.nan), (3, 2.0), (4, 1.0)]}, "x", "y").lines
+    assert re.sub(r"[^ML]", "", line.path) == "MML"
+    assert line_chart({"loss": [(1, math.inf)]}, "x", "y") is None
+    assert line_chart({"cost": [(1, 0.0)]}, "x", "y", "log", "log") is None
+    assert line_chart({}, "x", "y") is None
+
+
+def test_names_of_lines_that_end_together_do_not_touch():
+    chart = line_chart({name: [(0, 0.0), (1, 1.0)] for name in "abc"}, "x", "y")
+    heights = sorted(line.name_y for line in chart.lines)
+    assert min(b - a for a, b in pairwise(heights)) >= charts.NAME_HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (20000, "20,000"),
+        (0.30000000000000004, "0.3"),
+        (0.3134567, "0.3135"),
+        (12.0, "12"),
+        (123456.7, "123,457"),
+        (-1.5, "-1.5"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_are_said_in_few_digits(value, text):
+    assert say(value) == text

@@ -1,0 +1,188 @@
+"""The command line: quick to answer, strict about flags, plain about mistakes."""
+
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from user_llm import cli
+from user_llm.config import Experiment
+
+CONFIG = """
+from user_llm.config import DataConfig, Experiment
+
+def config() -> Experiment:
+    return Experiment(name="tiny", data=DataConfig(users=7))
+"""
+TARGETS = dict(cli.TARGETS)
+COMMANDS = {
+    "quickstart": ["quickstart"],
+    "run": ["run", "tiny.py"],
+    "pretrain": ["pretrain", "tiny.py"],
+    "finetune": ["finetune", "tiny.py"],
+    "evaluate": ["evaluate", "runs/tiny", "--record"],
+    "report": ["report", "runs/tiny"],
+    "benchmark": ["benchmark", "runs/tiny"],
+    "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
+    "data inspect": ["data", "inspect", "datasets/world"],
+}
+
+
+@pytest.fixture
+def config_file(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.py").write_text(CONFIG)
+    return "tiny.py"
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """What the verbs' functions would have been called with, in their stead."""
+    seen: list[dict] = []
+    module = ModuleType("recorder")
+    module.record = lambda **options: seen.append(options)
+    monkeypatch.setitem(sys.modules, "recorder", module)
+    for verb in cli.TARGETS:
+        monkeypatch.setitem(cli.TARGETS, verb, "recorder:record")
+    return seen
+
+
+def raising(monkeypatch, error: BaseException):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(cli, "_load", lambda target: fail)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "-m", "user_llm.cli", "--help"]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert all(verb.split()[0] in done.stdout for verb in cli.TARGETS)
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not imported & {"jax", "numpy", "pydantic", "transformers", "tyro"}
+    assert min(seconds) < 1.5
+
+
+@pytest.mark.parametrize("verb", TARGETS)
+def test_every_verb_calls_a_function_that_takes_its_options(verb, config_file, calls):
+    assert cli.main(COMMANDS[verb]) == 0
+    inspect.signature(cli._load(TARGETS[verb])).bind(**calls[0])
+
+
+def test_fields_are_overridden_at_any_depth(config_file, calls):
+    flags = "--seed 3 --pretrain.optim.learning-rate 3e-4 --encoder.dtype bfloat16"
+    flags += " --data.features item genre --evaluation.baselines"
+    flags += " --finetune.tasks.next-item 0.5 --system.cross_attention.every 4"
+    flags += " --language-model.architecture.no-tie-word-embeddings"
+    assert cli.main(["run", config_file, *flags.split()]) == 0
+    experiment = calls[0]["experiment"]
+    assert experiment.data.users == 7  # the file's, not the class's
+    assert experiment.model_dump(exclude_defaults=True) == {
+        "name": "tiny",
+        "seed": 3,
+        "data": {"users": 7, "features": ("item", "genre")},
+        "encoder": {"dtype": "bfloat16"},
+        "language_model": {"architecture": {"tie_word_embeddings": False}},
+        "system": {"cross_attention": {"every": 4}},
+        "pretrain": {"optim": {"learning_rate": 3e-4}},
+        "finetune": {"tasks": {"next_item": 0.5}},
+        "evaluation": {"baselines": ()},
+    }
+
+
+def test_a_run_is_named_after_its_experiment_unless_told(config_file, calls):
+    cli.main(["run", config_file])
+    cli.main(["run", config_file, "--name", "other"])
+    cli.main(["run", config_file, "--run-dir", "there", "--record"])
+    assert [(c["folder"], c["record"]) for c in calls] == [
+        (Path("runs/tiny"), False),
+        (Path("runs/other"), False),
+        (Path("there"), True),
+    ]
+
+
+@pytest.mark.parametrize("verb", cli.STAGES)
+def test_stages_are_parts_of_an_experiment(verb, config_file, calls):
+    cli.main([verb, config_file])
+    assert set(calls[0]["stages"]) <= set(Experiment.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optim.learning-rate", "1"], "--pretrain.optim.learning-rate"),
+        (["--data.usrs", "9"], "--data.users"),
+        (["--recrd"], "--record"),
+        (["--data.users", "many"], "invalid literal for int"),
+        (["--data.users", "-1"], "greater than 0"),
+        (["--system.fusion", "sum"], "'soft_prompt'"),
+        (["--encoder.heads", "7"], "encoder.embed=64 must be a multiple"),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_refused_with_what_would(
+    config_file, calls, capsys, flags, message
+):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", config_file, *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not calls
+
+
+def test_help_after_a_config_lists_its_fields_and_values(config_file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", config_file, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--run-dir", "--record", "--finetune.optim.learning-rate", "--mesh.fsdp"):
+        assert flag in text
+    assert "(default: 7)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("absent.py", None, "absent.py is not a Python file"),
+        ("x.yaml", "name: x", "x.yaml is not a Python file"),
+        ("x.py", "", "x.py has no config()"),
+        ("x.py", "config = 3", "x.py has no config()"),
+        ("x.py", "def config(): return {'name': 'x'}", "returned {'name': 'x'}"),
+    ],
+)
+def test_what_is_no_config_is_one_line_of_error(config_file, capsys, name, source, message):
+    if source is not None:
+        Path(name).write_text(source)
+    assert cli.main(["run", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_value_error_is_told_without_a_traceback(config_file, monkeypatch, capsys):
+    raising(monkeypatch, ValueError("window=0 is too small"))
+    assert cli.main(["run", config_file]) == 2
+    assert capsys.readouterr().err == "error: window=0 is too small\n"
+
+
+@pytest.mark.parametrize("error", [SystemExit(42), RuntimeError("a bug"), KeyboardInterrupt()])
+def test_exits_and_bugs_pass_through(config_file, monkeypatch, error):
+    raising(monkeypatch, error)
+    with pytest.raises(type(error)) as caught:
+        cli.main(["run", config_file])
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("command", [[], ["fly"], ["run"], ["data"], ["data", "build", "world"]])
+def test_an_incomplete_command_shows_its_usage(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: user-llm")

@@ -1,0 +1,123 @@
+"""Placement by names, on eight simulated devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from user_llm.config import MeshConfig
+from user_llm.sharding import (
+    MESH_AXES,
+    axes,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    replicated,
+    shardings,
+)
+
+SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2)]
+
+
+class Net(nnx.Module):
+    """One parameter per case: all dimensions named, a stack, an odd size, none named."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.ones((16, 32)), **axes("embed", "mlp"))
+        self.stack = nnx.Param(jnp.ones((8, 16, 32)), **axes("heads", "embed"))
+        self.odd = nnx.Param(jnp.ones((17, 16)), **axes("vocab", "embed"))
+        self.norm = nnx.Param(jnp.ones(16))
+
+
+def placed(mesh) -> dict[str, jax.Array]:
+    state = nnx.state(Net())
+    return nnx.to_pure_dict(jax.device_put(state, shardings(state, mesh)))
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), SHAPES)
+def test_a_device_holds_the_part_that_the_names_give_it(mesh, data, fsdp, tensor):
+    arrays = placed(mesh(data, fsdp, tensor))
+
+    def part(name):
+        return arrays[name].addressable_shards[0].data.shape
+
+    assert part("kernel") == (16 // fsdp, 32 // tensor)
+    assert part("stack") == (8, 16 // tensor, 32 // fsdp)  # layers stay whole
+    assert part("odd") == (17, 16 // fsdp)  # 17 divides by nothing
+    assert part("norm") == (16,)
+    assert all(len(x.sharding.device_set) == 8 for x in arrays.values())
+
+
+def test_the_parts_of_a_parameter_are_its_slices(mesh):
+    whole = np.arange(16 * 32, dtype=np.float32).reshape(16, 32)
+    kernel = nnx.Param(jnp.asarray(whole), **axes("embed", "mlp"))
+    mesh = mesh(2, 2, 2)
+    placed = jax.device_put(kernel, shardings(kernel, mesh))[...]
+    parts = {shard.device: np.asarray(shard.data) for shard in placed.addressable_shards}
+    for (_, fsdp, tensor), device in np.ndenumerate(mesh.devices):
+        rows, columns = slice(8 * fsdp, 8 * fsdp + 8), slice(16 * tensor, 16 * tensor + 16)
+        np.testing.assert_array_equal(parts[device], whole[rows, columns])
+
+
+def test_abstract_parameters_and_plain_arrays_are_placed_alike(mesh):
+    mesh = mesh(2, 2, 2)
+    abstract = shardings(nnx.state(nnx.eval_shape(Net)), mesh)
+    assert nnx.to_pure_dict(abstract) == nnx.to_pure_dict(shardings(nnx.state(Net()), mesh))
+    assert shardings({"step": jnp.zeros(())}, mesh)["step"].spec == P()
+
+
+def test_a_name_that_no_rule_knows_is_an_error(mesh):
+    with pytest.raises(KeyError, match="embedding"):
+        shardings(nnx.Param(jnp.ones(8), **axes("embedding")), mesh(8))
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), SHAPES)
+def test_a_batch_is_split_by_rows_over_data_and_fsdp(mesh, data, fsdp, tensor):
+    mesh = mesh(data, fsdp, tensor)
+    batch = jax.device_put(np.zeros((16, 3)), batch_sharding(mesh))
+    assert batch.addressable_shards[0].data.shape == (16 // (data * fsdp), 3)
+    assert jax.device_put(np.zeros((16, 3)), replicated(mesh)).is_fully_replicated
+
+
+def test_constrain_places_an_activation_inside_a_mesh(mesh):
+    with jax.set_mesh(mesh(2, 2, 2)):
+        x = jax.jit(lambda x: constrain(x, "batch", None, "mlp"))(jnp.zeros((8, 3, 4)))
+    assert x.addressable_shards[0].data.shape == (2, 3, 2)
+
+
+def test_constrain_without_a_mesh_hands_back_its_argument():
+    x = jnp.zeros((3, 5))
+    assert constrain(x, "batch", "mlp") is x
+
+
+def test_a_module_computes_the_same_on_every_mesh(mesh):
+    rng = np.random.default_rng(0)
+    kernel, x = rng.normal(size=(16, 32)), rng.normal(size=(8, 16))
+    param = nnx.Param(jnp.asarray(kernel, jnp.float32), **axes("embed", "mlp"))
+
+    @jax.jit
+    def apply(w, x):
+        return constrain(constrain(x, "batch", None) @ w[...], "batch", "mlp")
+
+    for shape in SHAPES:
+        current = mesh(*shape)
+        with jax.set_mesh(current):
+            w = jax.device_put(param, shardings(param, current))
+            y = apply(w, jax.device_put(x.astype(np.float32), batch_sharding(current)))
+        np.testing.assert_allclose(y, x @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    assert mesh.axis_names == MESH_AXES
+    assert mesh.devices.shape == (2, 2, 2)
+    assert make_mesh().devices.shape == (8, 1, 1)
+    assert make_mesh(devices=jax.devices()[:3]).devices.shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": 2, "fsdp": 2}, {"tensor": 16}])
+def test_a_mesh_that_does_not_use_every_device_once_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"does not fit 8 devices; choose .* product is 8"):
+        make_mesh(MeshConfig(**sizes))

@@ -1,0 +1,103 @@
+"""Metrics read as one run, whatever happened to the process that wrote them."""
+
+import json
+import struct
+
+import jax.numpy as jnp
+import pytest
+
+from user_llm.training.tracking import Tracker, read
+
+
+def test_reads_back_what_was_logged(tmp_path):
+    with Tracker(tmp_path, total=4) as tracker:
+        tracker.log(2, {"loss": jnp.float32(0.5), "events_per_second": 1234.5})
+        tracker.log(2, {"validation/recall_at_10": 0.25})
+        tracker.log(4, {"loss": 0.25})
+    rows = read(tmp_path)
+    seconds = [row.pop("seconds") for row in rows]
+    assert seconds == sorted(seconds)
+    assert rows == [
+        {"step": 2, "loss": 0.5, "events_per_second": 1234.5},
+        {"step": 2, "validation/recall_at_10": 0.25},
+        {"step": 4, "loss": 0.25},
+    ]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+    with Tracker(tmp_path, total=2) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        assert read(tmp_path)[0]["loss"] == 1.0
+
+
+def test_a_resumed_run_reads_as_one(tmp_path):
+    with Tracker(tmp_path, total=4) as tracker:
+        for step in range(1, 5):
+            tracker.log(step, {"loss": float(step)})
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.loads(line) | {"seconds": 100.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    with Tracker(tmp_path, total=4, step=2) as tracker:
+        assert [row["step"] for row in read(tmp_path)] == [1, 2]
+        tracker.log(3, {"loss": 30.0})
+    rows = read(tmp_path)
+    assert [row["loss"] for row in rows] == [1.0, 2.0, 30.0]
+    assert 100.0 <= rows[-1]["seconds"] < 110.0
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 0.5}\n{"step": 2, "sec')
+    assert read(tmp_path) == [{"step": 1, "seconds": 0.5}]
+
+
+def test_names_the_line_that_is_not_json(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, \n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        read(tmp_path)
+
+
+def events_of(folder):
+    """The events in TensorBoard's files: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_gets_the_same_and_forgets_the_abandoned(tmp_path):
+    with Tracker(tmp_path, total=4) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, {"loss": float(step)})
+    with Tracker(tmp_path, total=4, step=2) as tracker:
+        tracker.log(3, {"loss": 30.0})
+    shown = {}
+    for event in events_of(tmp_path / "tensorboard"):
+        if event.HasField("session_log"):  # TensorBoard purges from this step on
+            shown = {step: value for step, value in shown.items() if step < event.step}
+        for value in event.summary.value:
+            assert value.tag == "loss"
+            shown[event.step] = value.simple_value
+    assert shown == {1: 1.0, 2: 2.0, 3: 30.0}
+
+
+def test_the_bar_shows_loss_and_rates_sparingly_in_a_log(tmp_path, capsys):
+    with Tracker(tmp_path, total=100, step=40, name="pretrain") as tracker:
+        for step in range(50, 101, 10):
+            tracker.log(step, {"loss": 0.123456, "grad_norm": 7.0, "tokens_per_second": 45_600.0})
+    lines = [line for line in capsys.readouterr().err.split("\r") if line]
+    assert lines[0].startswith("pretrain:  40%")
+    assert len(lines) == 2
+    assert "100/100" in lines[-1] and "loss=0.1235" in lines[-1] and "tokens/s=45.6k" in lines[-1]
+    assert "grad_norm" not in lines[-1]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with Tracker(tmp_path, total=4) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,171 @@
+"""`user-llm`: one verb per command. A verb's code is imported when it is called, not before."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from user_llm.config import Experiment
+
+# What each verb calls, with its options as keyword arguments.
+TARGETS = {
+    "quickstart": "user_llm.evaluation.quickstart:main",
+    "run": "user_llm.runs:run",
+    "pretrain": "user_llm.runs:run",
+    "finetune": "user_llm.runs:run",
+    "evaluate": "user_llm.runs:evaluate",
+    "report": "user_llm.evaluation.report:write",
+    "benchmark": "user_llm.evaluation.benchmark:run",
+    "data build": "user_llm.data.builders:build",
+    "data inspect": "user_llm.data.inspect:describe",
+}
+# The fields of an Experiment that a verb with a CONFIG goes through, in order.
+STAGES = {
+    "run": ("pretrain", "warmup", "finetune", "evaluation"),
+    "pretrain": ("pretrain",),
+    "finetune": ("warmup", "finetune"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0, or 2 for an error that the user can mend.
+
+    A verb's own exit passes through: 42 says preempted, and saved.
+    """
+    options = vars(_parser().parse_args(argv))
+    verb = options.pop("verb")
+    try:
+        if verb in STAGES:
+            options = _experiment_options(verb, **options)
+        _load(TARGETS[verb])(**options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load_config(path: str) -> "Experiment":
+    """The experiment that the `config()` of a Python file returns.
+
+    Raises:
+      ValueError: there is no such file, it has no `config()`, or that returns something else.
+    """
+    from user_llm.config import Experiment
+
+    spec = spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f"{path} is not a Python file; name one with `def config() -> Experiment`")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "config", None)):
+        raise ValueError(f"{path} has no config(); write `def config() -> Experiment` in it")
+    experiment = module.config()
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"config() in {path} returned {experiment!r}; return an Experiment")
+    return experiment
+
+
+def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, Any]:
+    """The options of a verb with a CONFIG: its experiment with the flags' fields replaced."""
+    import tyro
+
+    from user_llm.config import Experiment
+
+    default = load_config(config)
+
+    def options(
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+        run_dir: str = "",
+        record: bool = False,
+    ) -> dict[str, Any]:
+        """Every field of the experiment can be overridden.
+
+        Args:
+          experiment: what the config file describes
+          run_dir: where everything is written; empty: runs/<name>
+          record: adds the results to the config's results.json
+        """
+        folder = Path(run_dir or f"runs/{experiment.name}")
+        return {"experiment": experiment, "folder": folder, "record": record}
+
+    given = tyro.cli(
+        options,
+        args=flags,
+        prog=f"user-llm {verb} {config}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+    )
+    return given | {"stages": STAGES[verb]}
+
+
+def _load(target: str) -> Callable[..., Any]:
+    """The function that `module:name` stands for."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The grammar of the command line, up to the fields of an experiment."""
+    parser = argparse.ArgumentParser(
+        prog="user-llm", description="LLMs that read a user's timeline as embeddings."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(verb: str, text: str, to: Any = verbs) -> argparse.ArgumentParser:
+        sub = to.add_parser(verb.split()[-1], help=text, description=text)
+        sub.set_defaults(verb=verb)
+        return sub
+
+    quickstart = add("quickstart", "train and judge a small model in minutes, offline")
+    quickstart.add_argument(
+        "--run-dir",
+        dest="folder",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="where everything is written (default: %(default)s)",
+    )
+
+    for verb, text in {
+        "run": "go through all stages of an experiment, then evaluate it",
+        "pretrain": "train an experiment's user encoder",
+        "finetune": "train its language model on top of the pre-trained encoder",
+    }.items():
+        sub = add(verb, text)
+        sub.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
+        flags = sub.add_argument(
+            "flags",
+            nargs=argparse.REMAINDER,
+            metavar="--FIELD VALUE",
+            help=f"`user-llm {verb} CONFIG --help` lists the fields",
+        )
+        flags.required = False
+
+    evaluate = add("evaluate", "score a run's model and its baselines on the test users")
+    evaluate.add_argument("--record", action="store_true", help="add to the config's results.json")
+    report = add("report", "write a run's report as one HTML page")
+    benchmark = add("benchmark", "time a run's model beside its peers")
+    for sub in (evaluate, report, benchmark):
+        sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+
+    data = verbs.add_parser("data", help="build data sets and look at them")
+    data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
+    build = add("data build", "build a data set from its raw files", to=data_verbs)
+    build.add_argument("name", metavar="NAME", help="a builder, such as movielens")
+    build.add_argument("--source", required=True, metavar="PATH", help="the raw files")
+    build.add_argument("--version", default="", help="the builder's variant, such as 1m")
+    build.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("datasets"),
+        help="where it is written (default: %(default)s)",
+    )
+    inspect = add("data inspect", "describe a built data set", to=data_verbs)
+    inspect.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

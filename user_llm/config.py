@@ -1,0 +1,223 @@
+"""An experiment as a value: what is read, what is built, how it is trained and how it is judged.
+
+Every part is a frozen pydantic model that refuses unknown fields. A module gets its own part, never
+the whole. `configs/*.py` write these values; the command line overrides their fields; `config.json`
+carries them into every checkpoint.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+
+class Config(BaseModel):
+    """The base of every part: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Dtype = Literal["float32", "bfloat16"]
+Protocol = Literal["leave_one_out", "by_time"]
+Strategy = Literal["full", "encoder", "lora", "projection"]
+Fusion = Literal["cross_attention", "soft_prompt"]
+Task = Literal["next_item", "favorite_category", "review_generation"]
+
+
+class MeshConfig(Config):
+    """How many devices each mesh axis spans; `data=-1` takes all that the others leave."""
+
+    data: int = -1
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+
+
+class DataConfig(Config):
+    """Which built data set is read, and how its timelines are split.
+
+    `leave_one_out`: each user's last event is the test target and the one before it validation's.
+    `by_time`: the last `test_share` of all events by time is test, as much before it validation.
+    """
+
+    name: str = "world"  # a builder's name: world, movielens, table
+    version: str = ""  # the builder's variant, such as 1m
+    source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
+    users: PositiveInt = 2000  # of the world
+    features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
+    min_count: NonNegativeInt = 0  # k-core: users and items with fewer events are dropped
+    protocol: Protocol = "leave_one_out"
+    test_share: float = Field(0.1, gt=0, lt=0.5)
+    held_out_users: float = Field(0.0, ge=0, lt=1)  # share of users never seen in training
+    seed: int = 0
+
+
+class FeatureConfig(Config):
+    """What an encoder must know of one event feature.
+
+    `categorical` is int32 [B, T]: 0 missing, 1 out of vocabulary, from 2 on the known values. `bag`
+    is int32 [B, T, K] with 0 for an empty slot. `vector` is float32 [B, T, size].
+    """
+
+    name: str
+    kind: Literal["categorical", "bag", "vector"]
+    size: PositiveInt  # rows of the embedding table, or the vector's width
+    predicted: bool = False  # the next event's value is a target of pre-training
+
+
+class EncoderConfig(Config):
+    """The autoregressive encoder of User-LLM (arXiv 2402.13598); its sizes are our choice."""
+
+    window: PositiveInt = 200  # events
+    embed: PositiveInt = 64  # width of the hidden states and of the item embeddings
+    feature_embed: PositiveInt = 32  # width of every other feature's embedding
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    mlp: PositiveInt = 256
+    dropout: float = Field(0.2, ge=0, lt=1)
+    temperature: float = Field(0.05, gt=0)  # of the cosine similarity between state and item
+    negatives: NonNegativeInt = (
+        0  # 0: softmax over all items; else this many, with log-Q correction
+    )
+    dtype: Dtype = "float32"
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.embed % (2 * self.heads):
+            raise ValueError(
+                f"encoder.embed={self.embed} must be a multiple of 2 * heads={self.heads}"
+            )
+        return self
+
+
+class PerceiverConfig(Config):
+    """Learned latents that compress a stream; 0 latents hand its tokens on as they are."""
+
+    latents: NonNegativeInt = 16
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+
+
+class LoRAConfig(Config):
+    """Low-rank adapters on the projections whose name ends in one of `targets`; rank 0: none."""
+
+    rank: NonNegativeInt = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class CrossAttentionConfig(Config):
+    """Gated cross-attention at the end of every group of `every` decoder layers."""
+
+    every: PositiveInt = 2
+    heads: PositiveInt = 4
+    gate: float = 0.5  # the tanh gate's value at the start; 0 leaves the plain decoder untouched
+
+
+class DecoderConfig(Config):
+    """A decoder's architecture, in the words of Hugging Face's `config.json`."""
+
+    vocab_size: PositiveInt = 1024
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 352
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    head_dim: PositiveInt = 32
+    max_position_embeddings: PositiveInt = 512
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    dtype: Dtype = "float32"  # of the activations
+    param_dtype: Dtype = "float32"  # of the weights at rest
+
+    @model_validator(mode="after")
+    def _groups_divide(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        return self
+
+
+class LanguageModelConfig(Config):
+    """The decoder: weights in Hugging Face layout, or an architecture to initialise."""
+
+    weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute; empty: random weights
+    architecture: DecoderConfig = DecoderConfig()  # read only where `weights` is empty
+
+
+class SystemConfig(Config):
+    """Streams × fusion × decoder, and what of them is trained."""
+
+    streams: tuple[Literal["timeline"], ...] = ("timeline",)
+    fusion: Fusion = "cross_attention"
+    cross_attention: CrossAttentionConfig = CrossAttentionConfig()
+    perceiver: PerceiverConfig = PerceiverConfig()
+    lora: LoRAConfig = LoRAConfig()
+    strategy: Strategy = "full"
+    text_history: NonNegativeInt = 0  # events of the history written into the prompt
+
+
+class OptimConfig(Config):
+    """AdamW with a linear warm-up, then a constant or a cosine rate."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)  # of the global gradient norm
+
+
+class StageConfig(Config):
+    """How one stage is trained: how long, on how much at a time, and what is kept of it."""
+
+    steps: NonNegativeInt = 1000  # 0 skips the stage
+    batch_size: PositiveInt = 64  # rows of the global batch
+    optim: OptimConfig = OptimConfig()
+    log_every: PositiveInt = 20
+    validate_every: NonNegativeInt = 0  # 0: no validation, and the last checkpoint is the best
+    checkpoint_every: PositiveInt = 200
+    keep: PositiveInt = 2  # checkpoints, beside the best
+    patience: NonNegativeInt = 0  # validations without a gain that end the stage; 0: never
+    workers: NonNegativeInt = 0  # processes that prepare batches
+
+
+class FinetuneConfig(StageConfig):
+    """The stage in which the decoder meets users."""
+
+    tasks: dict[Task, float] = {"next_item": 1.0}  # with their share of the examples
+    history: PositiveInt = 50  # events that an example's timeline shows at most
+    max_tokens: PositiveInt = 128  # of prompt and answer together
+
+
+class EvaluationConfig(Config):
+    """Which users are asked what, and beside which baselines."""
+
+    users: NonNegativeInt = 0  # 0: all of them; else a seeded sample
+    batch_size: PositiveInt = 128
+    beam: PositiveInt = 10
+    max_new_tokens: PositiveInt = 64  # of a review
+    baselines: tuple[Literal["no_context", "text_prompt", "shuffled_memory"], ...] = (
+        "no_context",
+        "text_prompt",
+        "shuffled_memory",
+    )
+    text_history: PositiveInt = 10  # events in the text prompt of the baseline of that name
+
+
+class Experiment(Config):
+    """One run, from raw files to a report."""
+
+    name: str
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    system: SystemConfig = SystemConfig()
+    pretrain: StageConfig = StageConfig()
+    warmup: StageConfig = StageConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,0 +1,24 @@
+"""Builders: raw files become timelines and items in array_record, ready to load."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+BUILDERS = {"movielens": "MovieLens", "table": "Table", "world": "World"}  # by module
+
+
+def build(
+    name: str, *, source: Path | None, data_dir: Path, version: str = "", **options: Any
+) -> Path:
+    """The folder below `data_dir` of the built data set, built now unless it is there already.
+
+    The folder's name tells the content of the source files, the schema and the options, so whatever
+    changes is built anew. `options` are those of the builder's `read`.
+
+    Raises:
+      ValueError: an unknown builder or version, or source files that cannot be read.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"no builder is named {name!r}; choose from {', '.join(BUILDERS)}")
+    module = import_module(f"{__name__}.{name}")  # TFDS takes a second to import
+    return getattr(module, BUILDERS[name]).build(source, data_dir, version, **options)

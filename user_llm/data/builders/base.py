@@ -1,0 +1,195 @@
+"""What all builders share: from a reader of raw files to a folder that is complete or not there."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm.auto import tqdm
+
+from user_llm.data.dataset import count
+from user_llm.data.schema import TimelineSchema
+
+logger = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+class Raw(NamedTuple):
+    """Raw data that was read: one record per user, by time, and one per item.
+
+    A timeline has `user` and arrays over its events: `item`, `timestamp` (int64 seconds), the
+    columns of the schema's event features, and `rating` and `review` where there are any. An item
+    has `item`, `title`, `genres`, `text` and the columns of the item features.
+    """
+
+    schema: TimelineSchema
+    users: int
+    timelines: Callable[[], Iterator[Record]]
+    items: list[Record]
+    remarks: list[str]  # what was repaired, or differs from what was expected
+
+
+class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder of the configs `timelines` and `items`; a subclass says how to `read`."""
+
+    VERSION = tfds.core.Version("1.0.0")  # part of the fingerprint: raise it when records change
+    BUILDER_CONFIGS: ClassVar = [
+        tfds.core.BuilderConfig(name="timelines"),
+        tfds.core.BuilderConfig(name="items"),
+    ]
+
+    @classmethod
+    @abstractmethod
+    def files(cls, source: Path | None, version: str, **options: Any) -> list[Path]:
+        """The files that decide the content."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, source: Path | None, version: str, **options: Any) -> Raw:
+        """The raw data, checked."""
+
+    @classmethod
+    def build(cls, source: Path | None, data_dir: Path, version: str, **options: Any) -> Path:
+        """The complete folder of this data set below `data_dir`; see `builders.build`."""
+        files = cls.files(source, version, **options)
+        name = "-".join(filter(None, (cls.name, version, cls._fingerprint(files, options))))
+        folder = data_dir / name
+        if (folder / "counts.json").is_file():
+            return folder
+        raw = cls.read(source, version, **options)
+        for remark in raw.remarks:
+            logger.warning("%s: %s", name, remark)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-") as temporary:
+            made = Path(temporary, name)
+            events = cls._write(raw, made)
+            counts = {"users": raw.users, "events": events, "items": len(raw.items)}
+            counts |= {"builder": cls.name, "version": version, "remarks": raw.remarks}
+            (made / "schema.json").write_text(raw.schema.model_dump_json(indent=2))
+            (made / "counts.json").write_text(json.dumps(counts, indent=2))
+            try:
+                os.rename(made, folder)
+            except OSError:  # another process was faster, and made the same
+                if not (folder / "counts.json").is_file():
+                    raise
+        return folder
+
+    @classmethod
+    def _fingerprint(cls, files: list[Path], options: Mapping[str, Any]) -> str:
+        values = {k: v for k, v in options.items() if not isinstance(v, Path)}  # among the files
+        digest = hashlib.sha256(f"{cls.VERSION} {sorted(values.items())}".encode())
+        for path in files:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:8]
+
+    @classmethod
+    def _write(cls, raw: Raw, folder: Path) -> int:
+        """Writes and recounts both configs; the number of events."""
+        tfds.disable_progress_bar()  # ours tells users, TFDS's three tell shards and splits
+        for config, expected in (("timelines", raw.users), ("items", len(raw.items))):
+            builder = cls(raw, config=config, data_dir=folder, file_format="array_record")
+            with contextlib.redirect_stdout(None):  # TFDS prints of a download that never is
+                builder.download_and_prepare(download_dir=folder.parent / "downloads")
+            if (written := count(Path(builder.data_dir))) != expected:
+                raise RuntimeError(f"{written} of {expected} {config} were written to {folder}")
+            if config == "timelines":
+                events = builder.events
+        return events
+
+    def __init__(self, raw: Raw, **arguments: Any):
+        self.raw = raw
+        self.events = 0  # written so far
+        super().__init__(**arguments)
+
+    def _records(self) -> Iterator[Record]:
+        return self.raw.timelines() if self._is_timelines else iter(self.raw.items)
+
+    @property
+    def _is_timelines(self) -> bool:
+        return self.builder_config.name == "timelines"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        first = next(self._records())
+        features = tfds.features.FeaturesDict({k: _feature(v) for k, v in first.items()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, Record]]:
+        what = self.builder_config.name
+        total = self.raw.users if self._is_timelines else len(self.raw.items)
+        for key, record in enumerate(tqdm(self._records(), f"{self.name} {what}", total)):
+            if self._is_timelines:
+                self.events += len(record["timestamp"])
+            yield key, record
+
+
+def timelines(columns: Mapping[str, np.ndarray]) -> Callable[[], Iterator[Record]]:
+    """Groups a table of events by its column `user`, sorted, and each user's by time, then row."""
+    names, codes = np.unique(columns["user"], return_inverse=True)
+    order = np.lexsort((columns["timestamp"], codes))  # stable
+    ends = np.cumsum(np.bincount(codes))
+    columns = {name: column for name, column in columns.items() if name != "user"}
+
+    def records() -> Iterator[Record]:
+        for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
+            yield {"user": str(name), **{k: column[rows] for k, column in columns.items()}}
+
+    return records
+
+
+def without_repeats(columns: dict[str, np.ndarray], remarks: list[str]) -> dict[str, np.ndarray]:
+    """The table of events without rows that equal an earlier one in every column."""
+    keys = [column if column.dtype.kind == "i" else _codes(column) for column in columns.values()]
+    order = np.lexsort(keys)
+    same = np.ones(len(order) - 1, bool)
+    for key in keys:
+        same &= np.diff(key[order]) == 0
+    if not same.any():
+        return columns
+    remarks.append(f"{same.sum()} events repeat an earlier one in every column; they are dropped")
+    keep = np.ones(len(order), bool)
+    keep[order[1:][same]] = False  # lexsort is stable: the first of equals stays
+    return {name: column[keep] for name, column in columns.items()}
+
+
+def _codes(column: np.ndarray) -> np.ndarray:
+    return np.unique(column, axis=0 if column.ndim > 1 else None, return_inverse=True)[1]
+
+
+def complete_items(items: list[Record], occurring: np.ndarray, remarks: list[str]) -> list[Record]:
+    """The items, with a bare record for each that occurs in events but is not described."""
+    described = {record["item"] for record in items}
+    unknown = [item for item in map(str, occurring) if item not in described]
+    if unknown:
+        remarks.append(
+            f"{len(unknown)} of {len(occurring)} items that occur in events are not described, "
+            f"such as {unknown[0]!r}; they are kept without title and features"
+        )
+    return items + [bare_item(item) for item in unknown]
+
+
+def bare_item(item: str) -> Record:
+    return {"item": item, "title": "", "genres": [], "text": ""}
+
+
+def _feature(value: Any) -> tfds.features.FeatureConnector:
+    if isinstance(value, str):
+        return tfds.features.Text()
+    if isinstance(value, int | float):
+        return tfds.features.Scalar(np.int64 if isinstance(value, int) else np.float32)
+    array = np.asarray(value)
+    strings = array.dtype.kind in "OUS" or not len(array)
+    dtype = np.str_ if strings else array.dtype
+    return tfds.features.Tensor(shape=(None, *array.shape[1:]), dtype=dtype)

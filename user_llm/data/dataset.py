@@ -1,0 +1,219 @@
+"""A built data set in memory: events as flat arrays, users as ranges of them, items as rows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from user_llm.config import FeatureConfig
+from user_llm.data.features import KNOWN, Time, Vocabulary
+from user_llm.data.schema import TimelineSchema
+
+
+@dataclass(frozen=True)
+class Items:
+    """Row i describes the encoded item id i; rows 0 (missing) and 1 (unknown) are blank."""
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    genres: tuple[tuple[str, ...], ...]
+    texts: tuple[str, ...]
+    features: dict[str, np.ndarray]  # encoded, [V, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The timelines of users: user u's events are offsets[u] to offsets[u + 1], in time order."""
+
+    schema: TimelineSchema
+    vocabularies: dict[str, Vocabulary]
+    users: tuple[str, ...]
+    offsets: Int[np.ndarray, " offsets"]  # one more than users
+    items: Items
+    item: Int[np.ndarray, " events"]  # encoded ids, from 2 on
+    times: Int[np.ndarray, " events"]  # seconds
+    features: dict[str, np.ndarray]  # encoded event features other than the item, [N, ...]
+    ratings: Float[np.ndarray, " events"] | None
+    reviews: Sequence[str] | None
+
+    @property
+    def inputs(self) -> tuple[FeatureConfig, ...]:
+        """What an encoder must know of the features: the item first, then in the schema's order."""
+        rest = [f for f in self.schema.features if f.name != self.schema.item]
+        return tuple(
+            f.config(self.vocabularies[f.name], f.name in self.schema.predicted)
+            for f in (self.schema[self.schema.item], *rest)
+        )
+
+    def gather(self, events: Int[np.ndarray, "..."]) -> dict[str, np.ndarray]:
+        """The encoded features, by name, of these events and of their items; -1 pads with zeros."""
+        there, events = events >= 0, np.maximum(events, 0)
+        item = np.where(there, self.item[events], 0)
+        # np.take copies, even where one event alone would be a view of its row
+        rows = {n: np.asarray(np.take(x, events, axis=0)) for n, x in self.features.items()}
+        for row in rows.values():
+            row[~there] = 0
+        of_items = {n: np.take(x, item, axis=0) for n, x in self.items.features.items()}
+        return {self.schema.item: item, **rows, **of_items}
+
+    @cached_property
+    def hash(self) -> str:
+        """The SHA-256 of the content, features and vocabularies included."""
+        digest = hashlib.sha256(self.schema.model_dump_json().encode())
+        texts = (self.users, self.items.ids, self.items.titles, self.items.genres, self.items.texts)
+        digest.update(json.dumps((*texts, self.reviews)).encode())
+        for name in sorted(self.vocabularies):
+            digest.update(self.vocabularies[name].model_dump_json().encode())
+        arrays = {"offsets": self.offsets, "item": self.item, "times": self.times}
+        arrays |= {"ratings": self.ratings} if self.ratings is not None else {}
+        for table in (arrays, self.features, self.items.features):
+            for name in sorted(table):
+                digest.update(f"{name}{table[name].dtype}{table[name].shape}".encode())
+                digest.update(np.ascontiguousarray(table[name]).tobytes())
+        return digest.hexdigest()
+
+
+def load(folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0) -> Dataset:
+    """The data set built in `folder`, with these features of its schema (all, if none is named).
+
+    `min_count` drops the events of users and of items that have fewer events in the whole table,
+    counted once, as the preprocessing of SASRec (arXiv 1808.09781) does.
+
+    Raises:
+      ValueError: no data set there, fewer records than were built, an unknown feature, or a
+        `min_count` that leaves nothing.
+    """
+    if not (folder / "counts.json").is_file():
+        raise ValueError(f"{folder} holds no built data set; build one there first")
+    schema = TimelineSchema.model_validate_json((folder / "schema.json").read_text())
+    schema = schema.select(features)
+    counts = json.loads((folder / "counts.json").read_text())
+    timelines = _records(folder, "timelines", counts["users"])
+    users = [_text(t.pop("user")) for t in timelines]
+    lengths = np.array([len(t["timestamp"]) for t in timelines], np.int64)
+    if lengths.sum() != counts["events"]:
+        raise ValueError(f"{folder} has {lengths.sum()} events, not {counts['events']}; rebuild it")
+    columns = {name: _joined([t[name] for t in timelines]) for name in timelines[0]}
+    user = np.repeat(np.arange(len(users)), lengths)
+    if min_count:
+        user, columns = _frequent(user, columns, min_count)
+    kept, lengths = np.unique(user, return_counts=True)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    vocabularies, encoded = {}, {}
+    for feature in (schema[schema.item], *schema.of("event")):
+        values = columns[feature.column]
+        vocabulary = vocabularies[feature.name] = feature.fit(values)
+        if isinstance(feature, Time):
+            first = np.zeros(len(values), bool)
+            first[offsets[:-1]] = True
+            encoded[feature.name] = feature.encode(values, vocabulary, first)
+        else:
+            encoded[feature.name] = feature.encode(values, vocabulary)
+    records = _records(folder, "items", counts["items"])
+    items, of_items = _items(records, schema, vocabularies[schema.item])
+    return Dataset(
+        schema=schema,
+        vocabularies=vocabularies | of_items,
+        users=tuple(users[u] for u in kept),
+        offsets=offsets,
+        items=items,
+        item=encoded.pop(schema.item),
+        times=columns["timestamp"],
+        features=encoded,
+        ratings=columns.get("rating"),
+        reviews=columns["review"].tolist() if "review" in columns else None,
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """The SHA-256 of a built data set's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def count(folder: Path) -> int:
+    """The records that a folder's files really hold; TFDS only repeats what it meant to write.
+
+    Raises:
+      ValueError: a file is cut off or damaged.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return len(ArrayRecordDataSource(sorted(folder.glob("*.array_record-*"))))
+    except RuntimeError as error:
+        raise ValueError(f"the records in {folder} are damaged; rebuild them: {error}") from error
+
+
+def _records(folder: Path, config: str, expected: int) -> list[dict[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    (info,) = folder.glob(f"*/{config}/*/dataset_info.json")
+    written = count(info.parent)
+    if written != expected:
+        raise ValueError(f"{folder} has {written} {config}, not {expected}; rebuild it")
+    source = tfds.builder_from_directory(info.parent).as_data_source(split="train")
+    try:
+        return source.__getitems__(range(expected))
+    except RuntimeError as error:  # array_record checks every chunk that it reads
+        raise ValueError(f"the {config} of {folder} are damaged; rebuild it: {error}") from error
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    column = np.concatenate(parts)
+    return column if column.dtype != object else np.array([_text(v) for v in column], object)
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+def _frequent(
+    user: np.ndarray, columns: dict[str, np.ndarray], min_count: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    _, item = np.unique(columns["item"], return_inverse=True)
+    keep = (np.bincount(user)[user] >= min_count) & (np.bincount(item)[item] >= min_count)
+    if not keep.any():
+        raise ValueError(f"min_count={min_count} leaves no event; lower it")
+    return user[keep], {name: column[keep] for name, column in columns.items()}
+
+
+def _items(
+    records: list[dict[str, Any]], schema: TimelineSchema, vocabulary: Vocabulary
+) -> tuple[Items, dict[str, Vocabulary]]:
+    """The rows of the items that occur in events, and the vocabularies of their features."""
+    ids = schema[schema.item].encode([_text(r["item"]) for r in records], vocabulary)
+    rows = dict(zip(ids.tolist(), records, strict=True))
+    known = [rows[KNOWN + i] for i in range(len(vocabulary.values))]
+    vocabularies, features = {}, {}
+    for feature in schema.of("item"):
+        values = [_raw(r[feature.column]) for r in known]
+        vocabularies[feature.name] = feature.fit(values)
+        encoded = feature.encode(values, vocabularies[feature.name])
+        blank = np.zeros((KNOWN, *encoded.shape[1:]), encoded.dtype)
+        features[feature.name] = np.concatenate([blank, encoded])
+    blank = ("",) * KNOWN
+    items = Items(
+        ids=blank + tuple(str(v) for v in vocabulary.values),
+        titles=blank + tuple(_text(r["title"]) for r in known),
+        genres=((),) * KNOWN + tuple(tuple(_raw(r["genres"])) for r in known),
+        texts=blank + tuple(_text(r["text"]) for r in known),
+        features=features,
+    )
+    return items, vocabularies
+
+
+def _raw(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _text(value)
+    strings = isinstance(value, np.ndarray) and value.dtype.kind == "O"
+    return [_text(v) for v in value] if strings else value

@@ -1,0 +1,171 @@
+"""Examples to batches on the mesh. What a batch holds is a function of (seed, step) alone.
+
+A `Source` turns the numbers of examples into arrays. `batches` decides their order, cuts the global
+batch by process, and prepares ahead of the accelerator. To resume is to start at a later step.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from user_llm.data.dataset import Dataset
+from user_llm.data.tasks import Question, Task, history_text
+from user_llm.data.text import Tokenizer, join, pad
+from user_llm.data.timelines import histories
+from user_llm.sharding import batch_sharding
+
+Rows = Int[np.ndarray, " B"]
+Arrays = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+
+class Source(Protocol):
+    """Numbered examples; a row of a batch depends on its example and its seed alone."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Rows, seeds: Rows) -> Arrays: ...
+
+
+class PackedTimelines:
+    """Rows of packed windows (see `timelines.pack`), for pre-training an encoder."""
+
+    def __init__(self, dataset: Dataset, events: np.ndarray, segments: np.ndarray):
+        self.dataset, self.events, self.segments = dataset, events, segments
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def batch(self, rows: Rows, seeds: Rows) -> Arrays:
+        events = self.dataset.gather(self.events[rows])
+        return {"events": events, "segments": self.segments[rows]}
+
+
+class Documents:
+    """Texts in random order, one after the other, for a language model."""
+
+    def __init__(self, documents: Sequence[Sequence[int]], length: int):
+        self.documents, self.length = documents, length
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def batch(self, rows: Rows, seeds: Rows) -> Arrays:
+        joined = [join(self.documents, 1, self.length, np.random.default_rng(s)) for s in seeds]
+        return {name: np.concatenate([row[name] for row in joined]) for name in joined[0]}
+
+
+class Examples:
+    """A timeline, a question about its next event, and the answer.
+
+    Args:
+      targets: event indices; each is an example, its history the events before it.
+      tasks: with the share of the examples that each gets.
+      history: events that the timeline shows at most.
+      text_history: events of it that the prompt spells out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        targets: np.ndarray,
+        tasks: dict[Task, float],
+        tokenizer: Tokenizer,
+        *,
+        history: int,
+        max_tokens: int,
+        text_history: int = 0,
+    ):
+        self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
+        self.tasks, shares = list(tasks), np.array(list(tasks.values()))
+        self.shares = np.cumsum(shares / shares.sum())
+        self.history, self.max_tokens, self.text_history = history, max_tokens, text_history
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, rows: Rows, seeds: Rows) -> Arrays:
+        questions = [
+            self.question(self._draw(target, seed), target)
+            for target, seed in zip(self.targets[rows], seeds, strict=True)
+        ]
+        prompts = self.tokenizer.prompts([question.prompt for question in questions])
+        answers = self.tokenizer.answers([question.answer for question in questions])
+        return self.timelines(rows) | pad(prompts, answers, self.max_tokens)
+
+    def timelines(self, rows: Rows) -> Arrays:
+        """The events and segments of these examples' histories."""
+        events = histories(self.targets[rows], self.dataset.offsets, self.history)
+        return {"events": self.dataset.gather(events), "segments": (events >= 0).astype(np.int32)}
+
+    def question(self, task: Task, target: int) -> Question:
+        """The task's question about a target event, the text history before it."""
+        (events,) = histories(np.array([target]), self.dataset.offsets, self.history)
+        events = events[events >= 0]
+        question = task.ask(events, target)
+        told = events[len(events) - min(len(events), self.text_history) :]
+        reviews = task.name == "review_generation"
+        return question._replace(prompt=history_text(self.dataset, told, reviews) + question.prompt)
+
+    def _draw(self, target: int, seed: int) -> Task:
+        task = self.tasks[np.searchsorted(self.shares, np.random.default_rng(seed).random())]
+        return task if task.fits(target) else next(t for t in self.tasks if t.fits(target))
+
+
+def order(examples: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """The examples of every global batch: each once an epoch, in an order of its own."""
+    rows = grain.MapDataset.range(examples).seed(seed).shuffle().repeat()
+    return rows.batch(batch_size, drop_remainder=True)
+
+
+def local_batch(
+    source: Source, rows: Rows, *, seed: int, step: int, process: int, processes: int
+) -> Arrays:
+    """The part of a global batch that one of several processes makes."""
+    seeds = np.random.default_rng([seed, step]).integers(2**62, size=len(rows))
+    size = len(rows) // processes
+    mine = slice(process * size, (process + 1) * size)
+    return source.batch(rows[mine], seeds[mine])
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    mesh: Mesh,
+    start: int = 0,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Batches `start` to `steps` of a source on the mesh, their rows over its batch axes.
+
+    Raises:
+      ValueError: no examples, or a batch that the mesh cannot split evenly.
+    """
+    if not len(source):
+        raise ValueError("there are no examples to train on; is the data set too small?")
+    sharding = batch_sharding(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(f"batch_size={batch_size} must be a multiple of data x fsdp = {parts}")
+    rows, process, processes = order(len(source), batch_size, seed), *_processes()
+
+    def make(step: int) -> Arrays:
+        own = {"seed": seed, "step": step, "process": process, "processes": processes}
+        return local_batch(source, rows[step], **own)
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    local = grain.MapDataset.range(start, steps).map(make).to_iter_dataset(options)
+    if workers:
+        local = local.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    for batch in local:
+        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _processes() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()

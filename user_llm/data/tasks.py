@@ -1,0 +1,114 @@
+"""Tasks: what is asked of a user's timeline, in words, and what would be right.
+
+A task sees the history and the target event of an example, and no event after them.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from user_llm.config import Task as TaskName
+from user_llm.data.dataset import Dataset
+
+Indices = Int[np.ndarray, " T"]
+
+
+class Question(NamedTuple):
+    """What the language model reads, and what it should say."""
+
+    prompt: str
+    answer: str
+
+
+class Task(ABC):
+    """One kind of question. `noun` is what an item is called."""
+
+    name: TaskName
+
+    def __init__(self, dataset: Dataset, noun: str = "film"):
+        self.dataset, self.noun = dataset, noun
+
+    @abstractmethod
+    def ask(self, history: Indices, target: int) -> Question:
+        """The question about the event that follows the history (event indices, oldest first)."""
+
+    def fits(self, target: int) -> bool:
+        """Whether the target event has what the task asks for."""
+        return True
+
+    def candidates(self) -> tuple[str, ...]:
+        """All possible answers, where they can be listed."""
+        return ()
+
+
+class NextItem(Task):
+    """The title of the next item."""
+
+    name: TaskName = "next_item"
+
+    def ask(self, history: Indices, target: int) -> Question:
+        title = self.dataset.items.titles[self.dataset.item[target]]
+        return Question(f"The next {self.noun}:", title)
+
+    def candidates(self) -> tuple[str, ...]:
+        return self.dataset.items.titles[2:]
+
+
+class FavoriteCategory(Task):
+    """The most frequent category of the history; of equals, the one seen last.
+
+    Source: the labels of arXiv 2402.13598, as arXiv 2608.03063, appendix B.2, words them.
+    """
+
+    name: TaskName = "favorite_category"
+
+    def ask(self, history: Indices, target: int) -> Question:
+        return Question("The favorite genre:", self.favorite(history))
+
+    def favorite(self, history: Indices) -> str:
+        """The label; empty for a history without categories."""
+        genres = [self.dataset.items.genres[i] for i in self.dataset.item[history]]
+        counts = Counter(genre for event in genres for genre in event)
+        last = {genre: position for position, event in enumerate(genres) for genre in event}
+        return max(counts, key=lambda genre: (counts[genre], last[genre]), default="")
+
+    def candidates(self) -> tuple[str, ...]:
+        return tuple(sorted({g for event in self.dataset.items.genres for g in event}))
+
+
+class ReviewGeneration(Task):
+    """The text of the user's review of the next item, whose title and rating are given."""
+
+    name: TaskName = "review_generation"
+
+    def fits(self, target: int) -> bool:
+        return bool(self.dataset.reviews is not None and self.dataset.reviews[target].strip())
+
+    def ask(self, history: Indices, target: int) -> Question:
+        data = self.dataset
+        stars = "" if data.ratings is None else f" ({data.ratings[target]:g} stars)"
+        title = data.items.titles[data.item[target]]
+        return Question(f"Review of {title}{stars}:", data.reviews[target].strip())
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (NextItem, FavoriteCategory, ReviewGeneration)
+}
+
+
+def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> str:
+    """The history as a text prompt gives it: titles with genres, stars and, if asked, reviews."""
+    lines = []
+    for event in history:
+        item = dataset.item[event]
+        facts = list(dataset.items.genres[item])
+        if dataset.ratings is not None:
+            facts.append(f"{dataset.ratings[event]:g}")
+        line = f"{dataset.items.titles[item]} ({', '.join(facts)})"
+        if reviews and dataset.reviews is not None:
+            line += f": {dataset.reviews[event].strip()}"
+        lines.append(line)
+    return "\n".join(lines) + "\n" if lines else ""

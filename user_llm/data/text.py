@@ -1,0 +1,107 @@
+"""Words to tokens: the tokenizer, and which tokens count in the loss."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer, with prompts and answers encoded apart.
+
+    An answer's tokens do not depend on the prompt before it, so a catalogue's titles can be
+    encoded once.
+    """
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self.eos is None:
+            raise ValueError("the tokenizer names no end-of-sequence token (eos_token)")
+        first = tokenizer.convert_ids_to_tokens(self._encode(["a"])[0])[0]
+        self._space = "" if first.startswith("▁") else " "  # some write the space by themselves
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a model folder in Hugging Face layout.
+
+        Raises:
+          ValueError: the folder holds none.
+        """
+        from transformers import AutoTokenizer
+
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"{folder} holds no tokenizer.json")
+        return cls(AutoTokenizer.from_pretrained(folder))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int, folder: Path) -> "Tokenizer":
+        """A byte-level BPE of at most `size` tokens learned from the texts, saved to the folder."""
+        import tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        special = ["<s>", "</s>"]
+        model = tokenizers.ByteLevelBPETokenizer()
+        model.train_from_iterable(texts, size, 2, special_tokens=special, show_progress=False)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=model._tokenizer, bos_token=special[0], eos_token=special[1]
+        )
+        fast.save_pretrained(folder)
+        return cls(fast)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens with the beginning-of-sequence token before them, if there is one."""
+        bos = [] if self.bos is None else [self.bos]
+        return [bos + ids for ids in self._encode(texts)]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens as they follow a prompt, with the end-of-sequence token behind them."""
+        return [[*ids, self.eos] for ids in self._encode([self._space + text for text in texts])]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def pad(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], length: int
+) -> dict[str, np.ndarray]:
+    """Prompt and answer side by side: tokens [B, length] and the answers' weights [B, length].
+
+    What is too long loses the oldest of its prompt, after the first token, and then the end of its
+    answer.
+    """
+    tokens = np.zeros((len(prompts), length), np.int32)
+    weights = np.zeros((len(prompts), length), np.float32)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        surplus = max(0, len(prompt) + len(answer) - length)
+        cut = min(surplus, len(prompt) - 1)
+        prompt = [*prompt[:1], *prompt[1 + cut :]]
+        ids = [*prompt, *answer][:length]
+        tokens[row, : len(ids)] = ids
+        weights[row, len(prompt) : len(ids)] = 1
+    return {"tokens": tokens, "weights": weights}
+
+
+def join(
+    documents: Sequence[Sequence[int]], rows: int, length: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Rows filled with random documents, one after the other: tokens and weights [rows, length]."""
+    tokens: Int[np.ndarray, "B T"] = np.zeros((rows, length), np.int32)
+    weights: Float[np.ndarray, "B T"] = np.ones((rows, length), np.float32)
+    for row in tokens:
+        filled = 0
+        while filled < length:
+            ids = documents[rng.integers(len(documents))][: length - filled]
+            row[filled : filled + len(ids)] = ids
+            filled += len(ids)
+    return {"tokens": tokens, "weights": weights}

@@ -1,0 +1,127 @@
+"""Timelines as index ranges: splits, windows, packed rows, histories.
+
+All events of a data set lie in one order, by user and then by time; user u owns the indices from
+`offsets[u]` to `offsets[u + 1]`. Everything here is index arithmetic on that order.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from user_llm.config import DataConfig
+
+Indices = Int[np.ndarray, "..."]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which events train, and which are asked for.
+
+    A target's history is its user's events before it. `cold` holds the test targets of the users
+    whom training never saw; they are not part of `test`.
+    """
+
+    train_stop: Indices  # [U]: user u trains on events offsets[u] to train_stop[u]
+    validation: Indices  # event indices
+    test: Indices
+    cold: Indices
+
+
+def split(config: DataConfig, offsets: Indices, times: Indices) -> Split:
+    """Splits each timeline by its last events or all of them by the clock (see `DataConfig`)."""
+    rng = np.random.default_rng(config.seed)
+    users = len(offsets) - 1
+    cold = np.zeros(users, bool)
+    cold[rng.permutation(users)[: round(config.held_out_users * users)]] = True
+    by = leave_one_out if config.protocol == "leave_one_out" else by_time
+    train_stop, validation, test = by(config, offsets, times)
+    train_stop = np.where(cold, offsets[:-1], train_stop)
+    is_cold = cold[user_of(test, offsets)]
+    return Split(
+        train_stop, validation[~cold[user_of(validation, offsets)]], test[~is_cold], test[is_cold]
+    )
+
+
+def leave_one_out(config: DataConfig, offsets: Indices, times: Indices) -> tuple:
+    """Each user's last event is for test, the one before for validation; short timelines train."""
+    asked = offsets[1:][np.diff(offsets) >= 3]
+    train_stop = np.where(np.diff(offsets) >= 3, offsets[1:] - 2, offsets[1:])
+    return train_stop, asked - 2, asked - 1
+
+
+def by_time(config: DataConfig, offsets: Indices, times: Indices) -> tuple:
+    """Two moments cut all timelines; asked for is each user's first event after a cut."""
+    cuts = np.quantile(times, [1 - 2 * config.test_share, 1 - config.test_share])
+    user = user_of(np.arange(len(times)), offsets)
+    seen = [
+        offsets[:-1] + np.bincount(user[times < cut], minlength=len(offsets) - 1) for cut in cuts
+    ]
+    validation = seen[0][(seen[0] > offsets[:-1]) & (seen[0] < seen[1])]
+    test = seen[1][(seen[1] > offsets[:-1]) & (seen[1] < offsets[1:])]
+    return seen[0], validation, test
+
+
+def user_of(events: Indices, offsets: Indices) -> Indices:
+    """The user who owns each event."""
+    return np.searchsorted(offsets, events, side="right") - 1
+
+
+def histories(targets: Indices, offsets: Indices, size: int) -> Indices:
+    """[N, size]: the last `size` events before each target, oldest first, -1 behind them."""
+    start = np.maximum(offsets[user_of(targets, offsets)], targets - size)
+    events = start[:, None] + np.arange(size)
+    return np.where(events < targets[:, None], events, -1)
+
+
+def training_targets(split: Split, offsets: Indices) -> Indices:
+    """Every training event that has another before it."""
+    start = offsets[:-1] + 1
+    counts = np.maximum(split.train_stop - start, 0)
+    first = np.cumsum(counts) - counts
+    return np.repeat(start - first, counts) + np.arange(counts.sum())
+
+
+def windows(starts: Indices, stops: Indices, size: int) -> Indices:
+    """[W, 2]: each range in windows of at most `size` events, from its end backwards.
+
+    A window begins with the event that ends the one before it, so each pair of neighbours lies in
+    exactly one window. Ranges of a single event hold no pair and give none.
+    """
+    lengths = stops - starts
+    counts = np.where(lengths >= 2, -(-(lengths - 1) // (size - 1)), 0)
+    owner = np.repeat(np.arange(len(starts)), counts)
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    stop = stops[owner] - nth * (size - 1)
+    return np.stack([np.maximum(starts[owner], stop - size), stop], axis=1)
+
+
+def pack(windows: Indices, size: int) -> tuple[Indices, Indices]:
+    """Rows of `size` events, several windows in each: event indices and segments, [R, size].
+
+    Best fit, longest window first. Segments count the windows of a row from 1; behind the last one
+    the events are -1 and the segments 0.
+    """
+    lengths = windows[:, 1] - windows[:, 0]
+    rows: list[list[int]] = []
+    room: list[list[int]] = [[] for _ in range(size + 1)]  # rows by the room left in them
+    for window in np.argsort(-lengths, kind="stable"):
+        length = lengths[window]
+        left = next((r for r in range(length, size + 1) if room[r]), None)
+        if left is None:
+            rows.append([])
+            row, left = len(rows) - 1, size
+        else:
+            row = room[left].pop()
+        rows[row].append(window)
+        room[left - length].append(row)
+    events = np.full((len(rows), size), -1, np.int64)
+    segments = np.zeros((len(rows), size), np.int32)
+    for row, members in enumerate(rows):
+        at = 0
+        for segment, window in enumerate(members, start=1):
+            start, stop = windows[window]
+            events[row, at : at + stop - start] = np.arange(start, stop)
+            segments[row, at : at + stop - start] = segment
+            at += stop - start
+    return events, segments

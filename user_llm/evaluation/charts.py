@@ -1,0 +1,167 @@
+"""Line charts as geometry: from numbers to positions in an SVG, which a template then draws."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+WIDTH, HEIGHT = 330, 200
+LEFT, TOP, BOTTOM = 42, 26, 158  # the plot's borders; its right one leaves room for the names
+NAME_WIDTH = 6.2  # of a letter of a line's name
+NAME_HEIGHT = 13  # the least distance between two lines' names
+MOST_MARKERS = 25  # points of a line that are drawn one by one
+
+Scale = Literal["linear", "log"]
+Number = int | float
+Points = Sequence[tuple[Number, Number]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of a chart: what it shows, and from where to where."""
+
+    label: str
+    low: Number
+    high: Number
+    ticks: tuple[Number, ...]
+    scale: Scale = "linear"
+
+    @staticmethod
+    def over(values: Iterable[Number], label: str, scale: Scale = "linear") -> "Axis":
+        """The axis that holds the values; from zero, where that costs less than half of it."""
+        values = list(values)
+        low, high = min(values), max(values)
+        if scale == "log":
+            low, high = 1 / _step(1 / low), _step(high)
+            high = high if high > low else _step(1.5 * high)
+            return Axis(label, low, high, _log_ticks(low, high), scale)
+        if 0 <= low < high / 2 or low == high >= 0:
+            low = 0.0
+        step = _step((high - low or 1.0) / 4)
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+        high = high if high > low else low + step
+        count = round((high - low) / step)
+        return Axis(label, low, high, tuple(low + i * step for i in range(count + 1)))
+
+    def until(self, high: Number) -> "Axis":
+        """The axis cut off where the values end."""
+        return replace(
+            self, high=high, ticks=tuple(t for t in self.ticks if t <= high * (1 + 1e-9))
+        )
+
+    def __call__(self, value: Number) -> float:
+        """Where the value lies between the ends of the axis, 0 to 1."""
+        f = math.log if self.scale == "log" else float
+        return (f(value) - f(self.low)) / (f(self.high) - f(self.low))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series, drawn."""
+
+    name: str
+    path: str
+    markers: tuple[tuple[float, float, str], ...]  # x, y, and what it says
+    name_y: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart, drawn on a canvas of `WIDTH` x `HEIGHT`."""
+
+    x: Axis
+    y: Axis
+    right: Number
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    summary: str  # for those who cannot see it
+
+
+def line_chart(
+    series: Mapping[str, Points],
+    x_label: str,
+    y_label: str,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+) -> Chart | None:
+    """The chart of the series by name, or None if they have no point that can be drawn.
+
+    What is not finite, or not positive on a logarithmic scale, leaves a gap in its line.
+    """
+
+    def shown(point: tuple[Number, Number]) -> bool:
+        pairs = zip(point, (x_scale, y_scale), strict=True)
+        return all(math.isfinite(v) and (s == "linear" or v > 0) for v, s in pairs)
+
+    series = {name: points for name, points in series.items() if any(map(shown, points))}
+    if not series:
+        return None
+    visible = [point for points in series.values() for point in points if shown(point)]
+    x = Axis.over((a for a, _ in visible), x_label, x_scale)
+    last = max(a for a, _ in visible)
+    x = x.until(last) if x_scale == "linear" and last > x.low else x
+    y = Axis.over((b for _, b in visible), y_label, y_scale)
+    room = max(map(len, series)) * NAME_WIDTH + 8 if len(series) > 1 else 12
+    right = WIDTH - room
+
+    def place(point: tuple[Number, Number]) -> tuple[float, float]:
+        across = LEFT + x(point[0]) * (right - LEFT)
+        return round(across, 1), round(BOTTOM - y(point[1]) * (BOTTOM - TOP), 1)
+
+    ends = {n: place([p for p in points if shown(p)][-1])[1] for n, points in series.items()}
+    name_y = _apart(ends)
+    lines = []
+    for name, points in series.items():
+        path, pen = [], "M"
+        for point in points:
+            if shown(point):
+                path.append(f"{pen}{place(point)[0]} {place(point)[1]}")
+            pen = "L" if shown(point) else "M"
+        few = points if len(points) <= MOST_MARKERS else points[-1:]
+        markers = tuple((*place(p), f"{name}: {say(p[1])} at {say(p[0])}") for p in few if shown(p))
+        lines.append(Line(name, " ".join(path), markers, name_y[name]))
+    return Chart(
+        x,
+        y,
+        right,
+        tuple(lines),
+        tuple((place((tick, y.low))[0], say(tick)) for tick in x.ticks),
+        tuple((place((x.low, tick))[1], say(tick)) for tick in y.ticks),
+        f"{y_label} against {x_label}. " + "; ".join(line.markers[-1][2] for line in lines),
+    )
+
+
+def say(value: Number) -> str:
+    """A number in as few digits as it needs, at most four that count; `20,000` and `0.313`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
+
+
+def _step(rough: Number) -> float:
+    """The least of 1, 2 and 5 times a power of ten that is not below."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+
+
+def _log_ticks(low: Number, high: Number) -> tuple[float, ...]:
+    """1, 2 and 5 times powers of ten between the ends, or the powers alone; at most six."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5)]
+    ticks = [t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
+    if len(ticks) > 6:
+        ticks = [t for t in ticks if math.log10(t).is_integer()]
+    return tuple(ticks[:: math.ceil(len(ticks) / 6)])
+
+
+def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
+    """Heights as near as wanted as names can stand without touching, inside the plot."""
+    placed: dict[str, float] = {}
+    last = -math.inf
+    for name in sorted(wanted, key=lambda n: wanted[n]):
+        last = placed[name] = max(wanted[name], last + NAME_HEIGHT)
+    excess = max(0.0, last - BOTTOM)
+    return {name: round(height - excess, 1) for name, height in placed.items()}

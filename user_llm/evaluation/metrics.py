@@ -1,0 +1,227 @@
+"""How good answers are: metrics as monoids, ranks out of scores, and the table of a terminal.
+
+A metric holds exact sums over the answers seen so far, counts or fractions: merging is exact in any
+order and grouping, and a mean is taken once, by `compute`, never of means.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+NDCG_DEPTH = 10
+RECALL_DEPTHS = (1, 5, NDCG_DEPTH)
+BLEU_ORDERS = 4  # n-grams of up to four tokens, as in the paper
+MISSING = "–"  # noqa: RUF001
+BOUNDS = {"oracle"}  # knows what no system can: shown, but no contender
+
+M = TypeVar("M", bound="Metric")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A monoid: `empty` is neutral, `merge` adds sum to sum, `compute` gives named values."""
+
+    @classmethod
+    def empty(cls: type[M]) -> M:
+        """The metric of no answers; its `compute` gives no values."""
+        return cls()
+
+    def merge(self: M, other: M) -> M:
+        """The metric of the answers of both."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return type(self)(
+            *(
+                tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
+                for a, b in pairs
+            )
+        )
+
+    def compute(self) -> dict[str, float]:
+        """The values by name, over all answers."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Ranking(Metric):
+    """How far up the wanted item stands, from how often it stood at each of the first places."""
+
+    hits: tuple[int, ...] = (0,) * NDCG_DEPTH  # hits[i]: answers with the target at rank i + 1
+    count: int = 0
+
+    @staticmethod
+    def from_ranks(ranks: Int[np.ndarray, " B"]) -> "Ranking":
+        """The metric of answers whose target stands at these ranks, of which 1 is the best.
+
+        Raises:
+          ValueError: a rank is below 1.
+        """
+        if ranks.size and ranks.min() < 1:
+            raise ValueError(f"rank {ranks.min()} is below 1; ranks count from 1")
+        bins = np.bincount(ranks[ranks <= NDCG_DEPTH], minlength=NDCG_DEPTH + 1)
+        return Ranking(tuple(bins[1:].tolist()), len(ranks))
+
+    @staticmethod
+    def from_lists(answers: Sequence[Sequence[Any]], targets: Sequence[Any]) -> "Ranking":
+        """The metric of lists of items, best first; a target that its list lacks is a miss."""
+        ranks = [
+            list(items).index(target) + 1 if target in items else NDCG_DEPTH + 1
+            for items, target in zip(answers, targets, strict=True)
+        ]
+        return Ranking.from_ranks(np.asarray(ranks, np.int64))
+
+    def compute(self) -> dict[str, float]:
+        """Recall at 1, 5 and 10, and NDCG at 10 with one relevant item: 1 / log2(1 + rank)."""
+        if not self.count:
+            return {}
+        recall = {f"recall_at_{k}": sum(self.hits[:k]) / self.count for k in RECALL_DEPTHS}
+        gain = np.dot(self.hits, 1 / np.log2(np.arange(NDCG_DEPTH) + 2))
+        return recall | {f"ndcg_at_{NDCG_DEPTH}": float(gain) / self.count}
+
+
+@dataclass(frozen=True)
+class Accuracy(Metric):
+    """The share of answers that are their target."""
+
+    correct: int = 0
+    count: int = 0
+
+    @staticmethod
+    def from_answers(answers: Sequence[Any], targets: Sequence[Any]) -> "Accuracy":
+        """The metric of answers compared with their targets by `==`."""
+        return Accuracy(sum(a == t for a, t in zip(answers, targets, strict=True)), len(targets))
+
+    def compute(self) -> dict[str, float]:
+        """`accuracy`, between 0 and 1."""
+        return {"accuracy": self.correct / self.count} if self.count else {}
+
+
+@dataclass(frozen=True)
+class TextOverlap(Metric):
+    """How much of the wanted text was written: mean ROUGE F1 and corpus BLEU.
+
+    ROUGE (Lin, 2004) as `rouge-score` computes it without stemming, BLEU (Papineni et al., 2002) as
+    `sacrebleu` does by default, from the n-gram counts that it aggregates over a corpus.
+    """
+
+    rouge_1: Fraction = Fraction(0)
+    rouge_l: Fraction = Fraction(0)
+    matched: tuple[int, ...] = (0,) * BLEU_ORDERS  # n-grams of the answers found in their targets
+    written: tuple[int, ...] = (0,) * BLEU_ORDERS  # n-grams of the answers
+    answer_tokens: int = 0
+    target_tokens: int = 0
+    count: int = 0
+
+    @staticmethod
+    def from_texts(answers: Sequence[str], targets: Sequence[str]) -> "TextOverlap":
+        """The metric of texts, each with its one reference."""
+        if not targets:
+            return TextOverlap()
+        rouge, bleu = _scorers()
+        rows = [rouge.score(t, a) for a, t in zip(answers, targets, strict=True)]
+        corpus = bleu.corpus_score(answers, [targets])
+        return TextOverlap(
+            sum((Fraction(row["rouge1"].fmeasure) for row in rows), Fraction(0)),
+            sum((Fraction(row["rougeL"].fmeasure) for row in rows), Fraction(0)),
+            tuple(map(int, corpus.counts)),
+            tuple(map(int, corpus.totals)),
+            corpus.sys_len,
+            corpus.ref_len,
+            len(rows),
+        )
+
+    def compute(self) -> dict[str, float]:
+        """`rouge_1` and `rouge_l` between 0 and 1, `bleu` between 0 and 100."""
+        if not self.count:
+            return {}
+        _, bleu = _scorers()
+        corpus = bleu.compute_bleu(
+            list(self.matched),
+            list(self.written),
+            self.answer_tokens,
+            self.target_tokens,
+            smooth_method=bleu.smooth_method,
+        )
+        return {
+            "rouge_1": float(self.rouge_1 / self.count),
+            "rouge_l": float(self.rouge_l / self.count),
+            "bleu": corpus.score,
+        }
+
+
+def rank_of_target(
+    scores: Float[np.ndarray, "B V"],
+    target: Int[np.ndarray, " B"],
+    excluded: Bool[np.ndarray, "B V"],
+) -> Int[np.ndarray, " B"]:
+    """The rank of each row's target, from 1, among the items that are not excluded.
+
+    Ties count against the target: it stands behind every other candidate that it does not strictly
+    beat, so a model that scores all items alike ranks last, and a NaN never helps. The target
+    itself is a candidate even where it is excluded.
+    """
+    own = np.take_along_axis(scores, target[:, None], axis=1)  # [B, 1]
+    ahead = ~(scores < own) & ~excluded  # [B, V]
+    np.put_along_axis(ahead, target[:, None], False, axis=1)
+    return 1 + ahead.sum(axis=1)
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The metric keys of all rows in order of appearance, grouped by task (`test/next_item`)."""
+    groups: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row["metrics"]):
+        groups.setdefault(key.rpartition("/")[0], []).append(key)
+    return groups
+
+
+def best(rows: Sequence[Mapping[str, Any]], key: str) -> int | float | None:
+    """The highest value that any contender reaches; None where none has one."""
+    found = [r["metrics"][key] for r in rows if key in r["metrics"] and r["system"] not in BOUNDS]
+    return max(found, default=None)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The systems' results as plain text, a line per system, the best of each column marked `*`.
+
+    Args:
+      rows: `{"system": name, "metrics": {"test/next_item/recall_at_10": 0.29, ...}}` each.
+    """
+    groups = columns(rows)
+    names = ["system", *(row["system"] for row in rows)]
+    blocks = [["", *(name.ljust(max(map(len, names))) for name in names)]]
+    for group, keys in groups.items():
+        cells = [[_column(rows, key)[i] for key in keys] for i in range(len(rows) + 1)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+        width = max(len(group), len(lines[0]))
+        blocks.append([group.center(width), *(line.rjust(width) for line in lines)])
+    blocks[0][0] = " " * len(blocks[0][1])
+    lines = [" │ ".join(parts).rstrip() for parts in zip(*blocks, strict=True)]
+    rule = "─┼─".join("─" * len(block[0]) for block in blocks)
+    return "\n".join([*lines[:2], rule, *lines[2:]])
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """A metric's heading and its value for every row, as text."""
+    top = best(rows, key)
+    heading = key.rpartition("/")[2].replace("_at_", "@") + " "
+
+    def cell(row: Mapping[str, Any]) -> str:
+        if (value := row["metrics"].get(key)) is None:
+            return MISSING + " "
+        return f"{value:.3f}" + ("*" if value == top and row["system"] not in BOUNDS else " ")
+
+    return [heading, *map(cell, rows)]
+
+
+@cache
+def _scorers() -> tuple[Any, Any]:
+    """The ROUGE and the BLEU scorer; importing them takes seconds."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+
+    return RougeScorer(["rouge1", "rougeL"]), BLEU(max_ngram_order=BLEU_ORDERS)

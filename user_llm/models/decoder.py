@@ -1,0 +1,164 @@
+"""One decoder for every family: groups of layers, each of which may end in a gated cross-attention."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
+from user_llm.models.layers import (
+    NO_LORA,
+    Attention,
+    Block,
+    KVCache,
+    Linear,
+    Memory,
+    RMSNorm,
+    attend,
+)
+from user_llm.sharding import axes, constrain
+
+
+class CrossAttention(nnx.Module):
+    """x + tanh(gate) * attention(norm(x), memory), after Flamingo (arXiv 2204.14198, section 2.2)."""
+
+    def __init__(
+        self, config: CrossAttentionConfig, width: int, *, rngs: nnx.Rngs, param_dtype=jnp.float32
+    ):
+        self.norm = RMSNorm(width, param_dtype=param_dtype)
+        self.attn = Attention(width, config.heads, rngs=rngs, param_dtype=param_dtype)
+        self.gate = nnx.Param(jnp.arctanh(jnp.full((), config.gate, jnp.float32)))
+
+    def keys_values(self, memory: Memory) -> KVCache:
+        """What of the memory this layer attends to; the same for every token of an answer."""
+        keys, values = self.attn.keys_values(memory.tokens)
+        return KVCache(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: KVCache, mask: Bool[Array, "B M"]
+    ) -> Float[Array, "B T D"]:
+        q = self.attn.queries(self.norm(x))
+        y = self.attn.o_proj(attend(q, *memory, mask[:, None]))
+        return x + jnp.tanh(self.gate[...]).astype(x.dtype) * y
+
+
+class Decoder(nnx.Module):
+    """A causal language model that may attend to a user's memory.
+
+    Parameters are stacked by layer and scanned; `unstacked` is the form that generation unrolls.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        cross_attention: CrossAttentionConfig | None = None,
+        lora: LoRAConfig = NO_LORA,
+    ):
+        self.config, self.cross_attention = config, cross_attention
+        every = cross_attention.every if cross_attention else config.num_hidden_layers
+        if config.num_hidden_layers % every:
+            raise ValueError(
+                f"cross_attention.every={every} must divide the decoder's "
+                f"{config.num_hidden_layers} layers"
+            )
+        self.groups = config.num_hidden_layers // every
+        dtype = jnp.dtype(config.param_dtype)
+
+        def block(rngs):
+            return Block(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                kv_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                theta=config.rope_theta,
+                eps=config.rms_norm_eps,
+                lora=lora,
+                param_dtype=dtype,
+                rngs=rngs,
+            )
+
+        def cross(rngs):
+            return CrossAttention(cross_attention, config.hidden_size, rngs=rngs, param_dtype=dtype)
+
+        init = nnx.initializers.normal(0.02)
+        table = init(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
+        self.embed_tokens = nnx.Param(table, **axes("vocab", "embed"))
+        self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
+        self.cross = (
+            jax.vmap(cross)(rngs.split(self.groups)) if cross_attention else None
+        )  # [G, ...]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(
+                config.hidden_size,
+                config.vocab_size,
+                ("embed", "vocab"),
+                rngs=rngs,
+                param_dtype=dtype,
+            )
+        )
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The tokens' embeddings, in the type of the activations."""
+        # Looking up in a table split over its features would make XLA gather the activations.
+        table = constrain(self.embed_tokens[...].astype(self.config.dtype), "vocab", None)
+        return constrain(table[tokens], "batch", None, None)
+
+    def head(self) -> Float[Array, "D V"]:
+        """The matrix from the last hidden states to logits."""
+        kernel = self.lm_head.kernel[...] if self.lm_head else self.embed_tokens[...].T
+        return constrain(kernel.astype(self.config.dtype), None, "vocab")
+
+    def hidden(
+        self, x: Float[Array, "B T D"], memory: Memory | None = None
+    ) -> Float[Array, "B T D"]:
+        """The normalised last hidden states for embeddings that start at position 0."""
+        length = x.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+
+        @jax.checkpoint
+        def layer(x, block):
+            return block(x, causal, positions)[0], None
+
+        def group(x, blocks_and_cross):
+            blocks, cross = blocks_and_cross
+            x, _ = jax.lax.scan(layer, x, blocks)
+            if cross is not None:
+                x = cross(x, cross.keys_values(memory), memory.mask)
+            return x, None
+
+        cross = None if memory is None else self.cross
+        x, _ = jax.lax.scan(group, x, (self.grouped(), cross))
+        return self.norm(x)
+
+    def grouped(self) -> Block:
+        """The stacked blocks as [groups, layers of a group, ...]."""
+        return jax.tree.map(lambda p: p.reshape(self.groups, -1, *p.shape[1:]), self.layers)
+
+    def unstacked(self) -> "Decoder":
+        """A copy whose `layers` and `cross` are lists of single modules, each with its own buffers.
+
+        A scan copies every layer's weights out of the stack, at each token.
+        """
+
+        def each(stack):
+            count = jax.tree.leaves(stack)[0].shape[0]
+            return nnx.List([jax.tree.map(lambda p: p[i], stack) for i in range(count)])
+
+        copy = nnx.clone(self)
+        copy.layers, copy.cross = each(self.layers), self.cross and each(self.cross)
+        return copy
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], memory: Memory | None = None
+    ) -> Float[Array, "B T V"]:
+        """Logits of each next token."""
+        return constrain(
+            self.hidden(self.embed(tokens), memory) @ self.head(), "batch", None, "vocab"
+        )

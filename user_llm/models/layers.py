@@ -1,0 +1,282 @@
+"""The parts that every model is made of: norm, linear, rotary positions, attention, one block."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from user_llm.config import LoRAConfig
+from user_llm.sharding import axes, constrain
+
+NO_LORA = LoRAConfig()
+
+
+class Memory(NamedTuple):
+    """What a stream knows of each user, as vectors that a decoder can attend to."""
+
+    tokens: Float[Array, "B M D"]
+    mask: Bool[Array, "B M"]  # True where there is a token
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """Keys and values of one attention layer: how they grow and how they are attended to."""
+
+    def write(self, keys: Array, values: Array, positions: Array) -> "Cache":
+        """The cache with new keys and values [B, T, K, H] at their positions."""
+
+    def attend(self, q: Array, mask: Array) -> Array:
+        """Attention's output [B, T, NH] for queries [B, T, N, H]; the mask is over slots."""
+
+
+class KVCache(NamedTuple):
+    """The keys and values of one attention layer; slot s holds position s."""
+
+    keys: Float[Array, "B K S H"]
+    values: Float[Array, "B K S H"]
+
+    @staticmethod
+    def empty(batch: int, heads: int, slots: int, head_dim: int, dtype=jnp.float32) -> "KVCache":
+        shape = (batch, heads, slots, head_dim)
+        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(self, keys: Array, values: Array, positions: Int[Array, "B T"]) -> "KVCache":
+        rows = jnp.arange(positions.shape[0])[:, None]
+        return KVCache(
+            self.keys.at[rows, :, positions].set(keys),
+            self.values.at[rows, :, positions].set(values),
+        )
+
+    def attend(self, q: Float[Array, "B T N H"], mask: Bool[Array, "#B #T S"]) -> Array:
+        return attend(q, *self, mask)
+
+
+class RMSNorm(nnx.Module):
+    """Scales to unit root mean square in float32, whatever the activations' type."""
+
+    def __init__(self, size: int, eps: float = 1e-5, param_dtype=jnp.float32):
+        self.weight, self.eps = nnx.Param(jnp.ones(size, param_dtype)), eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.weight[...].astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x @ kernel, plus a low-rank term if asked. The kernel is [in, out], torch's transposed.
+
+    With `lora`, adds alpha / rank * x @ lora_a @ lora_b (arXiv 2106.09685, section 4.1).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        names: tuple[str | None, str | None],
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        lora: LoRAConfig = NO_LORA,
+        param_dtype=jnp.float32,
+    ):
+        init = nnx.initializers.lecun_normal()
+        kernel = init(rngs.params(), (inputs, outputs), param_dtype)
+        self.kernel = nnx.Param(kernel, **axes(*names))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype), **axes(names[1])) if bias else None
+        self.lora_scale = lora.alpha / lora.rank if lora.rank else 0.0
+        if lora.rank:
+            a = init(rngs.params(), (inputs, lora.rank), jnp.float32)
+            self.lora_a = nnx.LoRAParam(a, **axes(names[0], None))
+            self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)), **axes(None, names[1]))
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y += self.bias[...].astype(x.dtype)
+        if self.lora_scale:
+            low = x @ self.lora_a[...].astype(x.dtype)
+            y += self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
+        return y
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Zeroes a share of `rate` of the values and scales the rest; without a key, x itself.
+
+    Keys are arguments, because a module's own stream of them stands still inside `jax.lax.scan`.
+    """
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def rotary(
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float
+) -> Float[Array, "B T N H"]:
+    """Rotates pairs (i, i + H / 2) by position-dependent angles (arXiv 2104.09864)."""
+    frequency = theta ** (-jnp.arange(0, x.shape[-1], 2, dtype=jnp.float32) / x.shape[-1])
+    angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, T, 1, H / 2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_weights(
+    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Bool[Array, "#B #T S"]
+) -> Float[Array, "B K G T S"]:
+    """Softmax over the visible keys, in float32; N = K * G query heads share K key heads.
+
+    A query that sees no key gets weights of zero.
+    """
+    q = rearrange(q, "b t (k g) h -> b k g t h", k=k.shape[1])
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    mask = mask[:, None, None]
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1) * mask.any(-1, keepdims=True).astype(jnp.float32)
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "#B #T S"],
+) -> Float[Array, "B T NH"]:
+    """Attention's output, its heads side by side."""
+    weights = attention_weights(q, k, mask).astype(v.dtype)
+    y = jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    return rearrange(y, "b k g t h -> b t (k g h)")
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x to itself or to a context, with grouped key and value heads."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        context: int | None = None,  # width of what is attended to
+        theta: float | None = None,  # of rotary positions; None: no positions
+        lora: LoRAConfig = NO_LORA,
+        param_dtype=jnp.float32,
+    ):
+        kv_heads, head_dim = kv_heads or heads, head_dim or width // heads
+        context = context or width
+
+        def linear(name, inputs, outputs, names):
+            own = lora if name in lora.targets else NO_LORA
+            return Linear(inputs, outputs, names, rngs=rngs, lora=own, param_dtype=param_dtype)
+
+        self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
+        self.q_proj = linear("q_proj", width, heads * head_dim, ("embed", "heads"))
+        self.k_proj = linear("k_proj", context, kv_heads * head_dim, ("embed", "heads"))
+        self.v_proj = linear("v_proj", context, kv_heads * head_dim, ("embed", "heads"))
+        self.o_proj = linear("o_proj", heads * head_dim, width, ("heads", "embed"))
+
+    def queries(self, x, positions=None):  # [B, T, D] -> [B, T, N, H]
+        return self._split(self.q_proj(x), self.heads, positions)
+
+    def keys_values(self, context, positions=None):  # [B, S, C] -> 2 x [B, S, K, H]
+        keys = self._split(self.k_proj(context), self.kv_heads, positions)
+        return keys, self._split(self.v_proj(context), self.kv_heads, None)
+
+    def _split(self, x, heads, positions):
+        x = rearrange(x, "b t (n h) -> b t n h", n=heads)
+        return x if self.theta is None or positions is None else rotary(x, positions, self.theta)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T S"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        context: Float[Array, "B S C"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The output, and the keys and values that made it.
+
+        With a cache, the new keys and values join it at their positions, and `mask` is over slots.
+        """
+        keys, values = self.keys_values(x if context is None else context, positions)
+        if cache is None:
+            cache = KVCache(
+                rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
+            )
+        else:
+            cache = cache.write(keys, values, positions)
+        return self.o_proj(cache.attend(self.queries(x, positions), mask)), cache
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        lora: LoRAConfig = NO_LORA,
+        param_dtype=jnp.float32,
+    ):
+        def linear(name, inputs, outputs, names):
+            own = lora if name in lora.targets else NO_LORA
+            return Linear(inputs, outputs, names, rngs=rngs, lora=own, param_dtype=param_dtype)
+
+        self.gate_proj = linear("gate_proj", width, hidden, ("embed", "mlp"))
+        self.up_proj = linear("up_proj", width, hidden, ("embed", "mlp"))
+        self.down_proj = linear("down_proj", hidden, width, ("mlp", "embed"))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer block, in encoders and decoders alike."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        rngs: nnx.Rngs,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        theta: float | None = 10_000.0,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+        lora: LoRAConfig = NO_LORA,
+        param_dtype=jnp.float32,
+    ):
+        kinds = {"rngs": rngs, "lora": lora, "param_dtype": param_dtype}
+        self.dropout = dropout
+        self.input_layernorm = RMSNorm(width, eps, param_dtype)
+        self.self_attn = Attention(
+            width, heads, kv_heads=kv_heads, head_dim=head_dim, theta=theta, **kinds
+        )
+        self.post_attention_layernorm = RMSNorm(width, eps, param_dtype)
+        self.mlp = MLP(width, mlp, **kinds)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T S"],
+        positions: Int[Array, "B T"],
+        *,
+        cache: Cache | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The block's output, and its attention's keys and values."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        h, cache = self.self_attn(self.input_layernorm(x), mask, positions=positions, cache=cache)
+        x += dropout(h, self.dropout, keys[0])
+        x += dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, keys[1])
+        return constrain(x, "batch", None, None), cache

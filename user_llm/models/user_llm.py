@@ -1,0 +1,119 @@
+"""Streams x fusion x decoder, and what of them is trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, Strategy, SystemConfig
+from user_llm.models.decoder import Decoder
+from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.layers import Linear, Memory, RMSNorm
+from user_llm.models.streams import TimelineStream
+
+
+class Projector(nnx.Module):
+    """From a stream's width to the decoder's."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(inputs)
+        self.up_proj = Linear(inputs, outputs, ("embed", "mlp"), rngs=rngs)
+        self.down_proj = Linear(outputs, outputs, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B M D"]) -> Float[Array, "B M W"]:
+        return self.down_proj(jax.nn.gelu(self.up_proj(self.norm(x))))
+
+
+class UserLLM(nnx.Module):
+    """A decoder that reads what its streams know of a user (arXiv 2402.13598, section 3.2)."""
+
+    def __init__(
+        self,
+        system: SystemConfig,
+        decoder: DecoderConfig,
+        encoder: EncoderConfig,
+        features: tuple[FeatureConfig, ...],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        check(system)
+        crossed = bool(system.streams) and system.fusion == "cross_attention"
+        self.system = system
+        streams = {}
+        if "timeline" in system.streams:
+            timeline = AutoregressiveEncoder(encoder, features, rngs=rngs)
+            streams["timeline"] = TimelineStream(timeline, system.perceiver, rngs=rngs)
+        self.streams = nnx.Dict(streams)
+        self.projectors = nnx.Dict(
+            {n: Projector(s.width, decoder.hidden_size, rngs=rngs) for n, s in streams.items()}
+        )
+        self.decoder = Decoder(
+            decoder,
+            cross_attention=system.cross_attention if crossed else None,
+            lora=system.lora,
+            rngs=rngs,
+        )
+
+    def memories(self, batch: dict[str, Array]) -> dict[str, Memory]:
+        """What each stream knows of the batch's users; depends on the users alone."""
+        return {name: stream(batch) for name, stream in self.streams.items()}
+
+    def fuse(self, memories: dict[str, Memory]) -> Memory | None:
+        """All memories side by side in the decoder's width; None without streams."""
+        if not memories:
+            return None
+        dtype = self.decoder.config.dtype
+        tokens = [self.projectors[n](m.tokens.astype(dtype)) for n, m in memories.items()]
+        masks = [m.mask for m in memories.values()]
+        return Memory(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
+
+    def hidden(self, batch: dict[str, Array]) -> Float[Array, "B T D"]:
+        """The decoder's last hidden states for `batch["tokens"]`."""
+        return self.read(batch, self.fuse(self.memories(batch)))
+
+    def read(self, batch: dict[str, Array], memory: Memory | None) -> Float[Array, "B T D"]:
+        """The same, given the memory."""
+        x = self.decoder.embed(batch["tokens"])
+        if memory is None or self.system.fusion == "cross_attention":
+            return self.decoder.hidden(x, memory)
+        prefixed = jnp.concatenate([memory.tokens, x], axis=1)
+        return self.decoder.hidden(prefixed)[:, memory.tokens.shape[1] :]
+
+    def __call__(self, batch: dict[str, Array]) -> Float[Array, "B T V"]:
+        """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
+        return self.hidden(batch) @ self.decoder.head()
+
+
+def check(system: SystemConfig) -> None:
+    """Refuses settings that contradict each other.
+
+    Raises:
+      ValueError: naming the fields and how to mend them.
+    """
+    if (system.strategy == "lora") != (system.lora.rank > 0):
+        raise ValueError(
+            f"strategy={system.strategy!r} with lora.rank={system.lora.rank}: "
+            "adapters and the strategy 'lora' come together"
+        )
+    if system.fusion == "soft_prompt" and system.streams and not system.perceiver.latents:
+        raise ValueError("fusion='soft_prompt' needs perceiver.latents > 0: a prompt has no holes")
+
+
+def trained(strategy: Strategy) -> Callable[[tuple, Any], bool]:
+    """The filter of the parameters that a strategy moves (arXiv 2402.13598, section 3.3).
+
+    `full`: all. `encoder`: all but the decoder's own. `lora`: as `encoder`, and the adapters.
+    `projection`: only what stands between encoder and decoder.
+    """
+
+    def moves(path: tuple, value: Any) -> bool:
+        if isinstance(value, nnx.LoRAParam) or "cross" in path:
+            return True
+        if path[0] == "decoder":
+            return strategy == "full"
+        return strategy != "projection" or "encoder" not in path
+
+    return moves

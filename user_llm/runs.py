@@ -1,0 +1,118 @@
+"""A run: one experiment in one folder, stage after stage, each resumable."""
+
+import json
+import logging
+import os
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from user_llm.config import DecoderConfig, Experiment
+from user_llm.data import timelines
+from user_llm.data.builders import build
+from user_llm.data.dataset import Dataset, load
+from user_llm.data.text import Tokenizer
+from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.sharding import make_mesh
+
+logger = logging.getLogger(__name__)
+
+
+def data_path(path: str) -> Path:
+    """A path of a config: absolute, or below the folder that $USER_LLM_DATA names.
+
+    Raises:
+      ValueError: the path is relative, and the variable is unset.
+    """
+    if Path(path).is_absolute():
+        return Path(path)
+    if not (root := os.environ.get("USER_LLM_DATA")):
+        raise ValueError(f"{path} is looked for below $USER_LLM_DATA, which is not set; export it")
+    return Path(root, path)
+
+
+class Run:
+    """What the stages of an experiment share; each part is made when it is first asked for.
+
+    Raises:
+      ValueError: the folder holds a run of another experiment.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, data_dir: Path = Path("datasets")):
+        self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
+        config = folder / "config.json"
+        if config.is_file():
+            refuse_differences(json.loads(config.read_text()), self.config, folder)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = config.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+        temporary.rename(config)
+
+    @classmethod
+    def open(cls, folder: Path, data_dir: Path = Path("datasets")) -> "Run":
+        """The run in a folder.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no run; start one with `user-llm run CONFIG`")
+        text = (folder / "config.json").read_text()
+        return cls(Experiment.model_validate_json(text), folder, data_dir)
+
+    @cached_property
+    def config(self) -> dict:
+        """The experiment as JSON."""
+        return self.experiment.model_dump(mode="json")
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.experiment.mesh)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        data = self.experiment.data
+        options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
+        source = data_path(data.source) if data.source else None
+        folder = build(
+            data.name, source=source, data_dir=self.data_dir, version=data.version, **options
+        )
+        return load(folder, features=data.features, min_count=data.min_count)
+
+    @cached_property
+    def split(self) -> timelines.Split:
+        return timelines.split(self.experiment.data, self.dataset.offsets, self.dataset.times)
+
+    @cached_property
+    def training_events(self) -> np.ndarray:
+        """All events that training may see, first ones of a timeline included."""
+        ranges = zip(self.dataset.offsets, self.split.train_stop, strict=False)
+        return np.concatenate([np.arange(*r) for r in ranges])
+
+    @property
+    def make_encoder(self) -> partial[AutoregressiveEncoder]:
+        return partial(AutoregressiveEncoder, self.experiment.encoder, self.dataset.inputs)
+
+
+def refuse_differences(old: dict, new: dict, folder: Path) -> None:
+    """Raises a ValueError that names every field in which two experiments differ."""
+
+    def flat(tree, path=""):
+        if not isinstance(tree, dict):
+            return {path: tree}
+        return {
+            k: v for n, x in tree.items() for k, v in flat(x, f"{path}.{n}" if path else n).items()
+        }
+
+    a, b = flat(old), flat(new)
+    if differing := [
+        f"{k}: {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k)
+    ]:
+        raise ValueError(
+            f"{folder} holds a run of another experiment ({'; '.join(differing)}); "
+            "choose another --run-dir, or remove it"
+        )

@@ -1,0 +1,86 @@
+"""Where every array lives: one mesh, one table from names to mesh axes, one placement function.
+
+Modules name the dimensions of their parameters with `axes` and of their activations with
+`constrain`; neither needs a mesh to be built or run. `shardings` turns the names into placements.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from user_llm.config import MeshConfig
+
+# Every mesh has these axes, and a size of 1 is free: layouts differ in the mesh's shape alone.
+MESH_AXES = ("data", "fsdp", "tensor")
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of that shape over the devices, all of them unless given.
+
+    Raises:
+      ValueError: the shape does not use each device exactly once.
+    """
+    devices = jax.devices() if devices is None else devices
+    rest = config.fsdp * config.tensor
+    data = len(devices) // rest if config.data == -1 else config.data
+    if data * rest != len(devices):
+        raise ValueError(
+            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
+            f"{len(devices)} devices; choose sizes whose product is {len(devices)}"
+        )
+    auto = (AxisType.Auto,) * 3  # jax.make_mesh's own default is Explicit
+    return jax.make_mesh((data, config.fsdp, config.tensor), MESH_AXES, auto, devices=devices)
+
+
+def axes(*names: str | None) -> dict[str, Any]:
+    """Keyword arguments of an `nnx.Param` that name its dimensions; only metadata."""
+    return {"out_sharding": names, "eager_sharding": False}
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Places an activation by the same rules; does nothing outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(
+        x, P(*(RULES[name] if name else None for name in names))
+    )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The placement of every variable, by the names of its axes.
+
+    Leading dimensions without a name (a stack of layers) stay whole, and so does a dimension that
+    its mesh axis does not divide.
+    """
+
+    def place(x):
+        named = isinstance(x, nnx.Variable)
+        names = x.get_metadata().get("out_sharding", ()) if named else ()
+        wanted = [None] * (len(x.shape) - len(names)) + [RULES[n] if n else None for n in names]
+        fits = [
+            a is not None and n % mesh.shape[a] == 0 for a, n in zip(wanted, x.shape, strict=True)
+        ]
+        sharding = NamedSharding(mesh, P(*(a if fit else None for a, fit in zip(wanted, fits))))
+        return x.replace(sharding) if named else sharding
+
+    return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The placement of a batch: its first dimension over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The placement of what every device holds whole."""
+    return NamedSharding(mesh, P())

@@ -1,0 +1,250 @@
+"""Checkpoints: training states on disk, whole, verified, placed where the present mesh wants them.
+
+A checkpoint is a folder named `<step>-<hash>`, with `-best` after it where it is the best so far.
+In it lie Orbax's `state` and `manifest.json`: step, config, metrics, and the shape, dtype and
+SHA-256 of every leaf, because Orbax does not notice flipped bits. The hash in the name is the
+manifest's own. The folder gets its name only when it is complete, so a killed save leaves none.
+
+The step is the position in the data as well: batches are a function of seed and step.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})(-best)?")
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds; `state` has the structure and the placement that were asked for."""
+
+    step: int
+    state: Any
+    config: dict[str, Any]
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one stage of one run: the latest `keep`, and the best.
+
+    With several processes, each of them calls every method, and they share the folder.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self.folder = Path(folder).absolute()  # Orbax refuses relative paths
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps that were saved, in ascending order."""
+        return sorted({_step(path) for path in self._newest_first()})
+
+    def best_step(self) -> int | None:
+        """The step last saved as the best."""
+        return next((_step(path) for path in self._newest_first() if _is_best(path)), None)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+        best: bool = False,
+    ) -> None:
+        """Writes a pytree of non-empty arrays, then removes what need not be kept.
+
+        A second save of a step replaces the first. Later steps, which a run leaves that fell back
+        to an earlier checkpoint, are removed.
+        """
+        leaves = _leaves(state)
+        records = {
+            name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _sha256(x)}
+            for name, x in leaves.items()
+        }
+        manifest = {
+            "step": step,
+            "saved": datetime.now(UTC).isoformat(),  # makes every save's hash another
+            "config": config,
+            "metrics": metrics or {},
+            "leaves": records,
+        }
+        text = json.dumps(manifest, indent=1).encode()
+        name = f"{step:08d}-{_manifest_hash(text)}{'-best' if best else ''}"
+        temporary = self.folder / f".{step:08d}.tmp"
+        if jax.process_index() == 0:
+            for remains in self.folder.glob(".*.tmp"):
+                shutil.rmtree(remains)
+        multihost_utils.sync_global_devices("checkpoint folder is free")
+        ocp.save(temporary / "state", leaves)
+        if jax.process_index() == 0:
+            (temporary / "manifest.json").write_bytes(text)
+            temporary.rename(self.folder / name)
+            self._prune(self.folder / name)
+        multihost_utils.sync_global_devices("checkpoint is complete")
+
+    def restore(self, abstract: Any, *, best: bool = False) -> Restored | None:
+        """The newest undamaged checkpoint, or the best; None where nothing was saved.
+
+        Args:
+          abstract: the state to fill, whose leaves say shape, dtype and sharding.
+          best: restores what was last saved as the best, or the newest where nothing was.
+
+        Raises:
+          ValueError: the state's leaves are not the checkpoint's, or every checkpoint is damaged.
+        """
+        return self._restore(abstract, best, prefixes=("",), whole=True)
+
+    def restore_params(self, abstract: Any, *, prefix: str = "", best: bool = True) -> Restored:
+        """Some of the parameters of a saved `TrainState`, trained or frozen, as the `state`.
+
+        Args:
+          abstract: the parameters to fill, whose leaves say shape, dtype and sharding.
+          prefix: where they lie in the saved parameters, such as "encoder."
+          best: as in `restore`.
+
+        Raises:
+          ValueError: the leaves are not the checkpoint's, every checkpoint is damaged, or there
+            is none.
+        """
+        homes = (f"trained.{prefix}", f"frozen.{prefix}")
+        restored = self._restore(abstract, best, homes, whole=False)
+        if restored is None:
+            raise ValueError(f"{self.folder} holds no checkpoint; train the stage it belongs to")
+        return restored
+
+    def _restore(
+        self, abstract: Any, best: bool, prefixes: tuple[str, ...], whole: bool
+    ) -> Restored | None:
+        paths = self._newest_first()
+        paths = (best and [path for path in paths if _is_best(path)]) or paths
+        damages = []
+        for path in paths:
+            try:
+                manifest = _read_manifest(path)
+                saved = manifest["leaves"]
+                wanted = {_find(n, prefixes, saved): x for n, x in _leaves(abstract).items()}
+                _refuse_differences(saved, wanted, whole)
+                leaves = _read_leaves(path, wanted, saved)
+            except _DamageError as damage:
+                logger.warning("checkpoint %s is DAMAGED and passed over: %s", path, damage)
+                damages.append(f"{path.name}: {damage}")
+                continue
+            if damages:
+                logger.warning("fell back to the checkpoint of step %d", manifest["step"])
+            state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+            return Restored(manifest["step"], state, manifest["config"], manifest["metrics"])
+        if damages:
+            raise ValueError(f"every checkpoint in {self.folder} is damaged: {'; '.join(damages)}")
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        paths = [path for path in self.folder.glob("*-*") if NAME.fullmatch(path.name)]
+        return sorted(paths, key=lambda path: (_step(path), path.stat().st_mtime_ns), reverse=True)
+
+    def _prune(self, newest: Path) -> None:
+        latest, best = {}, []
+        for path in self._newest_first():
+            if _step(path) <= _step(newest):
+                latest.setdefault(_step(path), path)
+                best += [path] * _is_best(path)
+        kept = {newest, *list(latest.values())[: self.keep], *best[:1]}
+        for path in self._newest_first():
+            if path not in kept:
+                shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
+
+
+class _DamageError(Exception):
+    """What is on disk is not what was saved."""
+
+
+def _step(path: Path) -> int:
+    return int(path.name.split("-")[0])
+
+
+def _is_best(path: Path) -> bool:
+    return path.name.endswith("-best")
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by name, such as `trained.blocks.q_proj.kernel`."""
+    named = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in named}
+
+
+def _sha256(x: jax.Array) -> str:
+    """The hash of dtype, shape and bytes of the global array, the same on every mesh."""
+    digest = hashlib.sha256(f"{x.dtype}{x.shape}".encode())
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    here = x.is_fully_addressable or x.is_fully_replicated
+    whole = np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
+    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _manifest_hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / "manifest.json").read_bytes()
+    except OSError as error:
+        raise _DamageError(f"manifest.json cannot be read ({error})") from error
+    if _manifest_hash(text) != NAME.fullmatch(path.name)[2]:
+        raise _DamageError("manifest.json does not have the hash in the folder's name")
+    return json.loads(text)
+
+
+def _read_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, dict]) -> list[jax.Array]:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            leaves = ocp.load(path / "state", wanted)
+    except Exception as error:  # from damaged files Orbax raises nearly anything, at great length
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise _DamageError(f"Orbax cannot read it ({reason})") from error
+    # From damaged metadata Orbax may return less than it was asked for, or no array at all.
+    changed = [
+        name
+        for name in wanted
+        if not isinstance(x := leaves.get(name), jax.Array) or _sha256(x) != saved[name]["sha256"]
+    ]
+    if changed:
+        raise _DamageError(f"SHA-256 differs in {', '.join(changed)}")
+    return [leaves[name] for name in wanted]
+
+
+def _find(name: str, prefixes: tuple[str, ...], saved: dict[str, dict]) -> str:
+    names = [prefix + name for prefix in prefixes]
+    return next((name for name in names if name in saved), names[0])
+
+
+def _refuse_differences(saved: dict[str, dict], wanted: dict[str, Any], whole: bool) -> None:
+    """Orbax would cast dtypes and take the file's placements without a word."""
+    problems = [f"{name}: unexpected" for name in saved if whole and name not in wanted]
+    for name, leaf in wanted.items():
+        if name not in saved:
+            problems.append(f"{name}: missing")
+            continue
+        of_file = f"{saved[name]['dtype']}{saved[name]['shape']}"
+        of_state = f"{leaf.dtype}{list(leaf.shape)}"
+        if of_file != of_state:
+            problems.append(f"{name}: {of_file}, wanted {of_state}")
+        if getattr(leaf, "sharding", None) is None:
+            problems.append(f"{name}: wanted without a sharding")
+    if problems:
+        raise ValueError("the checkpoint does not fit the state:\n  " + "\n  ".join(problems))

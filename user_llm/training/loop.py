@@ -1,0 +1,274 @@
+"""One stage of training: its state, its compiled step, and the order of operations around it.
+
+For every step: take the batch, step, and then, where due, in this order: log (a loss that is not
+finite ends the run here, before it can be saved), validate, save, stop.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, traverse_util
+from jax.sharding import Mesh
+
+from user_llm.config import StageConfig
+from user_llm.sharding import shardings
+from user_llm.training.checkpoint import Checkpoints, Restored
+from user_llm.training.optim import make_optimizer
+from user_llm.training.tracking import Tracker
+
+PREEMPTED = 42  # the exit code that says: saved, start me again
+
+Params = dict[str, Any]  # nested dicts of arrays
+Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes, and the parameters that it reads."""
+
+    step: jax.Array
+    trained: Params  # what the optimizer moves
+    frozen: Params
+    opt: optax.OptState
+
+    @property
+    def params(self) -> Params:
+        """All parameters in one tree."""
+        return merge(self.trained, self.frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is trained, on what, towards what."""
+
+    config: StageConfig
+    make_model: Callable[..., nnx.Module]  # called with rngs=
+    loss: Loss
+    batches: Callable[[int], Iterator[dict]]  # from a step on, placed on the mesh
+    trained: Any = nnx.Param  # the filter of the parameters that move
+    given: Callable[[Params], Params] | None = None  # abstract -> parameters that are not random
+    validate: Callable[[Params], dict[str, float]] | None = None  # its first figure is the score
+
+
+def merge(*trees: Params) -> Params:
+    """Nested dicts with disjoint leaves as one."""
+    flat = {}
+    for tree in trees:
+        flat |= traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(flat)
+
+
+def graft(tree: Params, given: Params) -> Params:
+    """The tree with the leaves that `given` has too taken from there, on the tree's devices.
+
+    Raises:
+      ValueError: naming every leaf whose shape differs.
+    """
+    flat, new = traverse_util.flatten_dict(tree), traverse_util.flatten_dict(given)
+    wrong = [
+        f"{'.'.join(map(str, k))}: {new[k].shape} given, {v.shape} wanted"
+        for k, v in flat.items()
+        if k in new and new[k].shape != v.shape
+    ]
+    if wrong:
+        raise ValueError("parameters do not fit: " + "; ".join(wrong))
+    placed = {
+        k: jax.device_put(new[k].astype(v.dtype), v.sharding) if k in new else v
+        for k, v in flat.items()
+    }
+    return traverse_util.unflatten_dict(placed)
+
+
+def plain(tree: Any) -> Any:
+    """States of Variables to dicts of arrays."""
+
+    def is_state(x):
+        return isinstance(x, nnx.State)
+
+    return jax.tree.map(lambda x: nnx.to_pure_dict(x) if is_state(x) else x, tree, is_leaf=is_state)
+
+
+def placement(abstract: Any) -> Any:
+    """The shardings of an abstract tree."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def setup(
+    make_model: Callable[..., nnx.Module],
+    tx: optax.GradientTransformation,
+    trained: Any,
+    mesh: Mesh,
+) -> tuple[nnx.GraphDef, TrainState, Callable[[jax.Array], TrainState]]:
+    """From a model's constructor: its graphdef, its abstract state on this mesh, a sharded init.
+
+    The abstract state holds every shape, dtype and placement; init, restore and the step share it.
+    """
+
+    def build(key):
+        _, moved, frozen = nnx.split(make_model(rngs=nnx.Rngs(key)), trained, ...)
+        return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    state = jax.eval_shape(build, jax.random.key(0))  # of Variables: the moments keep their axes
+    abstract = plain(
+        jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            shardings(state, mesh),
+        )
+    )
+    init = jax.jit(lambda key: plain(build(key)), out_shardings=placement(abstract))
+    return graphdef, abstract, init
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformation, abstract: TrainState
+) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled step: (state, batch, key) -> (state, metrics). The old state is donated."""
+
+    # Left free, XLA answers P() where P(None, None) was asked, and step two misses jit's cache.
+    @partial(jax.jit, donate_argnames="state", out_shardings=(placement(abstract), None))
+    def train_step(state: TrainState, batch: dict, key: jax.Array):
+        def loss_fn(trained):
+            model = nnx.merge(graphdef, merge(trained, state.frozen))
+            return loss(model, batch, jax.random.fold_in(key, state.step))
+
+        (value, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+        updates, opt = tx.update(grads, state.opt, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        new = TrainState(state.step + 1, trained, state.frozen, opt)
+        return new, metrics
+
+    return train_step
+
+
+class Preemption:
+    """Notes a SIGTERM, so that the loop can save before it goes."""
+
+    def __enter__(self):
+        self.asked = False
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_):
+        self.asked = True
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def fit(
+    stage: Stage, *, folder: Path, mesh: Mesh, seed: int, config: dict, name: str = "train"
+) -> Params:
+    """Trains a stage to its end, from its last checkpoint where there is one.
+
+    Returns:
+      The parameters of the best validation, or the last ones where nothing is validated.
+
+    Raises:
+      FloatingPointError: the loss is not finite; names the step.
+      SystemExit: with code 42 after a SIGTERM, once the state is saved.
+    """
+    cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
+    graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh)
+    with jax.set_mesh(mesh), Preemption() as preemption:
+        restored = checkpoints.restore(abstract)
+        state = restored.state if restored else start(stage, abstract, init, seed)
+        step = restored.step if restored else 0
+        known = checkpoints.best_step() is not None
+        best = checkpoints.restore(abstract, best=True) if known else None
+        train_step = make_train_step(graphdef, stage.loss, tx, abstract)
+        validated = stage.validate is not None and cfg.validate_every > 0
+        meter = Meter()
+        with Tracker(folder, total=cfg.steps, step=step, name=name) as tracker:
+            batches = stage.batches(step)
+            while step < cfg.steps and not exhausted(cfg, best, step):
+                state, metrics = train_step(state, next(batches), jax.random.key(seed))
+                step += 1
+                meter.add(step, metrics)
+                stop = preemption.asked
+                last = step == cfg.steps or stop
+                save = last or step % cfg.checkpoint_every == 0
+                if save or step % cfg.log_every == 0:
+                    tracker.log(step, meter.flush())
+                improved, figures = False, {}
+                if validated and not stop and (last or step % cfg.validate_every == 0):
+                    figures = stage.validate(state.params)
+                    tracker.log(step, figures)
+                    improved = best is None or score(figures) > score(best.metrics)
+                if save or improved:
+                    checkpoints.save(step, state, config=config, metrics=figures, best=improved)
+                if improved:
+                    best = Restored(step, None, config, figures)
+                if stop:
+                    raise SystemExit(PREEMPTED)
+                if figures:
+                    meter = Meter()  # the rates are those of training alone
+        if best is not None and best.step != step:
+            state = checkpoints.restore(abstract, best=True).state
+        return state.params
+
+
+def start(stage: Stage, abstract: TrainState, init: Callable, seed: int) -> TrainState:
+    """The state before the first step: random, but for the parameters that are given."""
+    state = init(jax.random.key(seed))
+    if stage.given is None:
+        return state
+    given = stage.given(abstract.params)
+    return dataclasses.replace(
+        state, trained=graft(state.trained, given), frozen=graft(state.frozen, given)
+    )
+
+
+def score(figures: dict[str, float]) -> float:
+    """What the best checkpoint has most of: the first figure of a validation."""
+    return next(iter(figures.values()))
+
+
+def exhausted(config: StageConfig, best: Restored | None, step: int) -> bool:
+    """Whether `patience` validations have passed since the best one."""
+    if best is None or not config.patience:
+        return False
+    return step - best.step >= config.patience * config.validate_every
+
+
+class Meter:
+    """Collects the metrics of steps; they stay on the device until they are asked for."""
+
+    def __init__(self):
+        self.pending, self.started = [], time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.pending.append((step, metrics))
+
+    def flush(self) -> dict[str, float]:
+        """The means since the last time, and how many events and tokens there were a second.
+
+        Raises:
+          FloatingPointError: a loss was not finite.
+        """
+        steps, rows = zip(*jax.device_get(self.pending), strict=True)
+        for step, row in zip(steps, rows, strict=True):
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {row['loss']} at step {step}; nothing was saved since. Lower "
+                    "optim.learning_rate or optim.clip, then run again to resume before it"
+                )
+        seconds = time.monotonic() - self.started
+        self.pending, self.started = [], time.monotonic()
+        sums = {name: float(sum(row[name] for row in rows)) for name in rows[0]}
+        counted = [name for name in ("events", "tokens") if name in sums]
+        rates = {f"{name}_per_second": sums.pop(name) / seconds for name in counted}
+        return {name: total / len(rows) for name, total in sums.items()} | rates

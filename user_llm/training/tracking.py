@@ -1,0 +1,115 @@
+"""A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes metrics from the first process of a run; in the others it does nothing.
+
+    A run resumed at `step` goes on where that step left the files: later lines are dropped, and
+    seconds count on from the last line kept, so that they read as one run.
+
+    Args:
+      folder: receives `metrics.jsonl` and `tensorboard/`.
+      total: steps of the whole stage.
+      step: steps already done.
+      name: stands before the progress bar.
+    """
+
+    def __init__(self, folder: Path, *, total: int, step: int = 0, name: str = "train"):
+        self._writes = jax.process_index() == 0
+        seconds = 0.0
+        if self._writes:
+            from tensorboardX import SummaryWriter  # imports torch where that is installed
+
+            path = Path(folder) / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seconds = _forget_after(path, step)
+            self._lines = path.open("a", buffering=1)
+            self._board = SummaryWriter(
+                str(path.parent / "tensorboard"),
+                purge_step=step + 1,
+                filename_suffix=f".{step}",  # names differ by the second alone otherwise
+            )
+        self._start = time.monotonic() - seconds
+        pause = 0.5 if sys.stderr.isatty() else 60.0  # a log file keeps every line of the bar
+        self._bar = tqdm(
+            desc=name,
+            total=total,
+            initial=step,
+            unit="step",
+            mininterval=pause,
+            maxinterval=pause,
+            disable=not self._writes,
+        )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds the values, scalars by name, of the state after `step` steps.
+
+        The bar shows the loss and the rates, which are the values named `<unit>_per_second`.
+        """
+        if not self._writes:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        seconds = round(time.monotonic() - self._start, 3)
+        self._lines.write(json.dumps({"step": step, "seconds": seconds} | values) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        rates = {
+            name.replace("_per_second", "/s"): tqdm.format_sizeof(value)
+            for name, value in values.items()
+            if name.endswith("_per_second")
+        }
+        loss = {"loss": f"{values['loss']:.4g}"} if "loss" in values else {}
+        if shown := loss | rates:
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._writes:
+            self._board.close()
+            self._lines.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The metrics that a `Tracker` wrote, a line each: step, seconds, and the values by name.
+
+    Raises:
+      ValueError: a line is not JSON.
+    """
+    path = Path(folder) / FILE
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break  # cut off when the run was killed
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}): {line!r}") from error
+    return rows
+
+
+def _forget_after(path: Path, step: int) -> float:
+    """Drops the lines of later steps, all or none; the seconds of the last line that stays."""
+    if not path.exists():
+        return 0.0
+    rows = [row for row in read(path.parent) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)
+    return rows[-1]["seconds"] if rows else 0.0
