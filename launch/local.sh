@@ -26,26 +26,27 @@ make_venv() {
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "needs Python 3.11 or newer, and $python is none; set PYTHON to one"
   echo "making .venv with $("$python" --version)" >&2
-  # Some distributions ship Python without ensurepip: then the system's pip installs pip.
-  "$python" -m venv --clear .venv >/dev/null 2>&1 ||
-    { "$python" -m venv --clear --without-pip .venv &&
-      "$python" -m pip --python .venv/bin/python install --quiet pip; } ||
-    fail "cannot make .venv with $python; install its venv and pip packages"
+  # The interpreter's own pip installs pip: ensurepip's is old, and missing in some distributions.
+  "$python" -m venv --clear --without-pip .venv &&
+    "$python" -m pip --python .venv/bin/python install --quiet pip ||
+    fail "cannot make .venv; $python needs its venv and pip (22.3 or newer) modules"
 }
 
 is_current() {
-  cmp --silent "$1" <(cat pyproject.toml constraints.txt)
+  cmp -s "$1" <(cat pyproject.toml constraints.txt)
 }
 
-# install [EXTRA]: the package, editable; what `test` installed serves every other command too.
-install() {
+# setup [EXTRA]: installs the package, editable; what `test` installed serves every command.
+setup() {
   local stamp=.venv/installed-${1:-base}
-  if is_current .venv/installed-test || is_current "$stamp"; then return; fi
-  .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
-  echo "installing user-llm${1:+[$1]}" >&2
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable ".${1:+[$1]}"
-  cat pyproject.toml constraints.txt >"$stamp"
+  if ! is_current .venv/installed-test && ! is_current "$stamp"; then
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
+    echo "installing user-llm${1:+[$1]}" >&2
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+      --constraint constraints.txt --editable ".${1:+[$1]}"
+    cat pyproject.toml constraints.txt >"$stamp"
+  fi
+  export PATH="$PWD/.venv/bin:$PATH"
 }
 
 lint() {
@@ -54,21 +55,20 @@ lint() {
   PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright # else it looks for a newer release
 }
 
-export PATH="$PWD/.venv/bin:$PATH"
 command=${1:-help}
 shift || true
 case $command in
   quickstart)
-    install
+    setup
     user-llm quickstart "$@"
     ;;
   test)
-    install test
+    setup test
     lint
     pytest "$@"
     ;;
   lint)
-    install test
+    setup test
     lint
     ;;
   help | -h | --help) help ;;

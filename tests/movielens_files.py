@@ -12,7 +12,7 @@ RATINGS = [  # user, movie, rating, timestamp; the last two of user 2 share a se
 ]
 MOVIES = [
     (10, "Amélie (2001)", ["Comedy", "Romance"]),
-    (20, "Heat, The (1995)", ["Action"]),
+    (20, "Heat, The\x85 (1995)", ["Action"]),
     (30, "Unrated (1999)", []),
 ]
 PLACES = {"Action": 1, "Comedy": 5, "Romance": 14}  # of the genres among u.item's 19 flags

@@ -18,6 +18,8 @@ from user_llm.config import DataConfig, Experiment
 def config() -> Experiment:
     return Experiment(name="tiny", data=DataConfig(users=7))
 """
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted(REPOSITORY.glob("configs/**/*.py"))
 TARGETS = dict(cli.TARGETS)
 COMMANDS = {
     "quickstart": ["quickstart"],
@@ -147,6 +149,11 @@ def test_help_after_a_config_lists_its_fields_and_values(config_file, capsys):
     assert "(default: 7)" in text
 
 
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_every_config_of_the_repository_is_an_experiment(file):
+    assert cli.load_config(str(file)).name
+
+
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
@@ -166,6 +173,12 @@ def test_what_is_no_config_is_one_line_of_error(config_file, capsys, name, sourc
     assert message in err
 
 
+def test_what_a_verb_returns_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load", lambda target: lambda folder: folder / "report.html")
+    assert cli.main(["report", "runs/tiny"]) == 0
+    assert capsys.readouterr().out == "runs/tiny/report.html\n"
+
+
 def test_a_value_error_is_told_without_a_traceback(config_file, monkeypatch, capsys):
     raising(monkeypatch, ValueError("window=0 is too small"))
     assert cli.main(["run", config_file]) == 2
@@ -180,7 +193,7 @@ def test_exits_and_bugs_pass_through(config_file, monkeypatch, error):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("command", [[], ["fly"], ["run"], ["data"], ["data", "build", "world"]])
+@pytest.mark.parametrize("command", [[], ["fly"], ["run"], ["data"], ["data", "build"]])
 def test_an_incomplete_command_shows_its_usage(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(command)

@@ -1,5 +1,6 @@
 """A built data set in memory: events, items and encodings fit; SASRec's core is exact."""
 
+import json
 from dataclasses import replace
 
 import movielens_files
@@ -14,7 +15,7 @@ from user_llm.data.world import World
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("world")
-    return build("world", source=None, data_dir=path, users=30)
+    return build("world", source=None, data_dir=path, users=12)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def movielens(tmp_path, ratings):
 
 
 def test_offsets_divide_the_events_among_the_users(data):
-    lengths = [len(made["item"]) for made in World(users=30).timelines()]
+    lengths = [len(made["item"]) for made in World(users=12).timelines()]
     assert np.diff(data.offsets).tolist() == lengths
     assert data.offsets[0] == 0
     assert data.offsets[-1] == len(data.item) == len(data.times) == len(data.reviews)
@@ -165,6 +166,9 @@ def test_the_5_core_of_movielens_1m_is_the_one_that_sasrec_ships(data_folder, tm
         theirs.setdefault(str(users[user]), []).append(str(items[item]))
 
     folder = build("movielens", source=source, data_dir=tmp_path, version="1m")
+    counts = json.loads((folder / "counts.json").read_text())
+    assert (counts["users"], counts["events"], counts["items"]) == (6_040, 1_000_209, 3_883)
+    assert counts["remarks"] == []
     data = load(folder, min_count=5)
     assert (len(data.item), len(data.users), len(data.items.ids) - 2) == (999_611, 6_040, 3_416)
     assert list(data.users) == sorted(theirs, key=int)

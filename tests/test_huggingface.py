@@ -246,7 +246,9 @@ def test_untied_head_where_a_tied_one_is_expected_is_refused(tmp_path):
 
 def test_quantised_weights_are_refused(tmp_path):
     model = write_llama(tmp_path)
-    tensors = {key: x.to(torch.int8) for key, x in model.state_dict().items() if key != "lm_head.weight"}
+    tensors = {
+        key: x.to(torch.int8) for key, x in model.state_dict().items() if key != "lm_head.weight"
+    }
     from safetensors.torch import save_file
 
     save_file(tensors, tmp_path / "model.safetensors")

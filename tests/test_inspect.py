@@ -21,7 +21,7 @@ def test_a_description_tells_counts_lengths_and_a_timeline(tmp_path):
 
 
 def test_reviews_are_shown_and_long_timelines_cut(tmp_path):
-    text = describe(build("world", source=None, data_dir=tmp_path, users=20))
+    text = describe(build("world", source=None, data_dir=tmp_path, users=3))
     assert re.search(r"user u00\d\d: the last 8 of \d+ events", text)
     example = text.split("user u")[1].splitlines()[1:]
     assert len(example) == 8

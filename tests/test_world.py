@@ -98,10 +98,10 @@ def test_probabilities_sum_to_one_and_are_zero_for_films_seen(world, timelines):
 def test_events_are_drawn_from_the_stated_distribution(world, timelines):
     """By bins of probability, the number of films watched is the number expected (chi-square)."""
     rng = np.random.default_rng(0)
-    edges = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 0.6])
+    edges = np.array([3e-3, 1e-2, 3e-2, 0.1, 0.3])
     expected, variance, observed = np.zeros((3, len(edges) + 1))
-    for user, timeline in enumerate(timelines[:600]):
-        position = rng.integers(len(timeline["item"]))
+    for user, timeline in enumerate(timelines[:500]):
+        position = int(rng.integers(len(timeline["item"])))
         p = world.next_item_probabilities(user, position)
         bins = np.searchsorted(edges, p)
         mass = np.bincount(bins, p, len(expected))
@@ -115,8 +115,8 @@ def test_events_are_drawn_from_the_stated_distribution(world, timelines):
 
 def test_oracle_is_far_above_popularity(scores):
     oracle, popularity = scores["oracle"], scores["popularity"]
-    assert 0.2 <= oracle["recall_at_1"] <= 0.35
-    assert 0.45 <= oracle["recall_at_10"] <= 0.65
+    assert 0.35 <= oracle["recall_at_1"] <= 0.5
+    assert 0.55 <= oracle["recall_at_10"] <= 0.7
     assert oracle["recall_at_1"] < oracle["recall_at_5"] < oracle["recall_at_10"]
     assert oracle["recall_at_10"] > 8 * popularity["recall_at_10"]
     assert 0.03 <= popularity["recall_at_10"] <= 0.06
@@ -154,10 +154,10 @@ def test_a_simple_recommender_finds_most_of_it_in_the_timelines(world, timelines
         recent = np.exp(-np.arange(len(history)) / 20)
         by_genre = np.exp(7 * has @ (recent @ has[history]) / recent.sum())
         by_sequence = sum(0.8**k * follows[k, history[k]] for k in range(len(lags)))
-        scores = 0.3 * by_sequence + by_genre / by_genre.sum()
-        scores[history] = -1
-        hits.append(np.sum(scores >= scores[target]) <= 10)
-    assert np.mean(hits) > 0.7 * scores["oracle"]["recall_at_10"]
+        score = 0.3 * by_sequence + by_genre / by_genre.sum()
+        score[history] = -1
+        hits.append(np.sum(score >= score[target]) <= 10)
+    assert np.mean(hits) > 0.75 * scores["oracle"]["recall_at_10"]
 
 
 def test_favourite_genres_differ_across_users_and_drift(world, timelines):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
@@ -11,23 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 if TYPE_CHECKING:
     from user_llm.config import Experiment
 
-# What each verb calls, with its options as keyword arguments.
+# What each verb calls with its options as keyword arguments.
 TARGETS = {
-    "quickstart": "user_llm.evaluation.quickstart:main",
-    "run": "user_llm.runs:run",
-    "pretrain": "user_llm.runs:run",
-    "finetune": "user_llm.runs:run",
-    "evaluate": "user_llm.runs:evaluate",
-    "report": "user_llm.evaluation.report:write",
-    "benchmark": "user_llm.evaluation.benchmark:run",
-    "data build": "user_llm.data.builders:build",
-    "data inspect": "user_llm.data.inspect:describe",
-}
-# The fields of an Experiment that a verb with a CONFIG goes through, in order.
-STAGES = {
-    "run": ("pretrain", "warmup", "finetune", "evaluation"),
-    "pretrain": ("pretrain",),
-    "finetune": ("warmup", "finetune"),
+    "quickstart": "user_llm.quickstart:main",
+    "run": "user_llm.commands:run",
+    "pretrain": "user_llm.commands:run",
+    "finetune": "user_llm.commands:run",
+    "evaluate": "user_llm.commands:evaluate",
+    "report": "user_llm.commands:write_report",
+    "benchmark": "user_llm.commands:benchmark",
+    "data build": "user_llm.commands:data_build",
+    "data inspect": "user_llm.commands:data_inspect",
 }
 
 
@@ -36,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A verb's own exit passes through: 42 says preempted, and saved.
     """
+    logging.basicConfig(format="%(levelname)s %(message)s")  # libraries from WARNING on
+    logging.getLogger("user_llm").setLevel(logging.INFO)
     options = vars(_parser().parse_args(argv))
     verb = options.pop("verb")
     try:
-        if verb in STAGES:
+        if "config" in options:
             options = _experiment_options(verb, **options)
         _load(TARGETS[verb])(**options)
     except ValueError as error:
@@ -90,15 +87,15 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
           record: adds the results to the config's results.json
         """
         folder = Path(run_dir or f"runs/{experiment.name}")
-        return {"experiment": experiment, "folder": folder, "record": record}
+        own = {"experiment": experiment, "folder": folder, "record": record}
+        return own | {"verb": verb, "config": config}
 
-    given = tyro.cli(
+    return tyro.cli(
         options,
         args=flags,
         prog=f"user-llm {verb} {config}",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
-    return given | {"stages": STAGES[verb]}
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -144,7 +141,6 @@ def _parser() -> argparse.ArgumentParser:
         flags.required = False
 
     evaluate = add("evaluate", "score a run's model and its baselines on the test users")
-    evaluate.add_argument("--record", action="store_true", help="add to the config's results.json")
     report = add("report", "write a run's report as one HTML page")
     benchmark = add("benchmark", "time a run's model beside its peers")
     for sub in (evaluate, report, benchmark):
@@ -154,12 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
     build = add("data build", "build a data set from its raw files", to=data_verbs)
     build.add_argument("name", metavar="NAME", help="a builder, such as movielens")
-    build.add_argument("--source", required=True, metavar="PATH", help="the raw files")
+    build.add_argument("--source", type=Path, metavar="PATH", help="the folder of the raw files")
     build.add_argument("--version", default="", help="the builder's variant, such as 1m")
     build.add_argument(
         "--data-dir",
         type=Path,
         default=Path("datasets"),
+        metavar="DIR",
         help="where it is written (default: %(default)s)",
     )
     inspect = add("data inspect", "describe a built data set", to=data_verbs)

@@ -45,8 +45,8 @@ class DataConfig(Config):
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
     min_count: NonNegativeInt = 0  # k-core: users and items with fewer events are dropped
     protocol: Protocol = "leave_one_out"
-    test_share: float = Field(0.1, gt=0, lt=0.5)
-    held_out_users: float = Field(0.0, ge=0, lt=1)  # share of users never seen in training
+    test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training
     seed: int = 0
 
 
@@ -72,8 +72,10 @@ class EncoderConfig(Config):
     layers: PositiveInt = 2
     heads: PositiveInt = 2
     mlp: PositiveInt = 256
-    dropout: float = Field(0.2, ge=0, lt=1)
-    temperature: float = Field(0.05, gt=0)  # of the cosine similarity between state and item
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    temperature: float = Field(
+        default=0.05, gt=0
+    )  # of the cosine similarity between state and item
     negatives: NonNegativeInt = (
         0  # 0: softmax over all items; else this many, with log-Q correction
     )
@@ -161,13 +163,13 @@ class SystemConfig(Config):
 class OptimConfig(Config):
     """AdamW with a linear warm-up, then a constant or a cosine rate."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0
     beta1: float = 0.9
     beta2: float = 0.98
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)  # of the global gradient norm
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)  # of the global gradient norm
 
 
 class StageConfig(Config):
@@ -215,6 +217,7 @@ class Experiment(Config):
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
+    encoder_from: str = ""  # the folder of a run whose trained encoder is used; empty: this run's
     language_model: LanguageModelConfig = LanguageModelConfig()
     system: SystemConfig = SystemConfig()
     pretrain: StageConfig = StageConfig()

@@ -1,24 +1,23 @@
 """A run: one experiment in one folder, stage after stage, each resumable."""
 
 import json
-import logging
 import os
 from functools import cached_property, partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from user_llm.config import DecoderConfig, Experiment
+from user_llm.config import DecoderConfig, Experiment, SystemConfig
 from user_llm.data import timelines
 from user_llm.data.builders import build
 from user_llm.data.dataset import Dataset, load
+from user_llm.data.tasks import corpus
 from user_llm.data.text import Tokenizer
+from user_llm.huggingface import decoder_config
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
-
-logger = logging.getLogger(__name__)
 
 
 def data_path(path: str) -> Path:
@@ -74,14 +73,19 @@ class Run:
         return make_mesh(self.experiment.mesh)
 
     @cached_property
-    def dataset(self) -> Dataset:
+    def data_folder(self) -> Path:
+        """Where the built data set lies; it is built now unless it is there."""
         data = self.experiment.data
         options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
         source = data_path(data.source) if data.source else None
-        folder = build(
+        return build(
             data.name, source=source, data_dir=self.data_dir, version=data.version, **options
         )
-        return load(folder, features=data.features, min_count=data.min_count)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        data = self.experiment.data
+        return load(self.data_folder, features=data.features, min_count=data.min_count)
 
     @cached_property
     def split(self) -> timelines.Split:
@@ -92,6 +96,42 @@ class Run:
         """All events that training may see, first ones of a timeline included."""
         ranges = zip(self.dataset.offsets, self.split.train_stop, strict=False)
         return np.concatenate([np.arange(*r) for r in ranges])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The pre-trained decoder's own, or one learned from the training texts."""
+        model = self.experiment.language_model
+        if model.weights:
+            return Tokenizer.load(data_path(model.weights))
+        folder = self.folder / "tokenizer"
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.load(folder)
+        texts = corpus(self.dataset, self.training_events)
+        return Tokenizer.train(texts, model.architecture.vocab_size, folder)
+
+    @cached_property
+    def decoder_config(self) -> DecoderConfig:
+        model = self.experiment.language_model
+        return decoder_config(data_path(model.weights)) if model.weights else model.architecture
+
+    @property
+    def systems(self) -> dict[str, SystemConfig]:
+        """The experiment's system and the baselines that are fine-tuned the same way."""
+        own = self.experiment.system
+        judged = self.experiment.evaluation
+        plain = {"streams": (), "text_history": 0}
+        told = {"streams": (), "text_history": judged.text_history}
+        baselines = {"no_context": plain, "text_prompt": told}
+        return {"user_llm": own} | {
+            name: own.model_copy(update=changes)
+            for name, changes in baselines.items()
+            if name in judged.baselines
+        }
+
+    def make_model(self, system: SystemConfig) -> partial[UserLLM]:
+        """The constructor of a system's model."""
+        encoder = self.experiment.encoder
+        return partial(UserLLM, system, self.decoder_config, encoder, self.dataset.inputs)
 
     @property
     def make_encoder(self) -> partial[AutoregressiveEncoder]:

@@ -70,7 +70,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         fits = [
             a is not None and n % mesh.shape[a] == 0 for a, n in zip(wanted, x.shape, strict=True)
         ]
-        sharding = NamedSharding(mesh, P(*(a if fit else None for a, fit in zip(wanted, fits))))
+        sharding = NamedSharding(
+            mesh, P(*(a if fit else None for a, fit in zip(wanted, fits, strict=True)))
+        )
         return x.replace(sharding) if named else sharding
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))

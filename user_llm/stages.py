@@ -1,68 +1,193 @@
-"""The stages of a run: the encoder learns users, the decoder words, and then one reads the other."""
+"""The stages of a run: an encoder learns users, a decoder words, then the decoder reads users.
 
-from functools import partial
+Each stage returns its parameters, and goes on where it was interrupted.
+"""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
 import numpy as np
+from flax import nnx
 
+from user_llm.config import StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
+from user_llm.data.tasks import TASKS, Task, corpus, practice
 from user_llm.evaluation.metrics import Ranking
-from user_llm.evaluation.next_item import encoder_ranker
-from user_llm.runs import Run
+from user_llm.evaluation.next_item import chunks, encoder_ranker
+from user_llm.huggingface import load_decoder
+from user_llm.models.user_llm import trained
+from user_llm.runs import Run, data_path
+from user_llm.sharding import batch_sharding
 from user_llm.training import losses
 from user_llm.training.loop import Params, Stage, fit
 
-VALIDATION_USERS = 2048  # of whom a stage's progress is judged
+VALIDATED = 1024  # users by whom the progress of a stage is judged
 
 
 def pretrain(run: Run) -> Params:
-    """Trains the encoder on every training event; the best epoch by validation NDCG@10."""
-    experiment, data, split = run.experiment, run.dataset, run.split
-    config, window = experiment.pretrain, experiment.encoder.window
-    ranges = timelines.windows(data.offsets[:-1], split.train_stop, window)
+    """The encoder, trained on every next event; the best by NDCG@10 of the validation targets.
+
+    Source: arXiv 2402.13598, section 3.1.
+    """
+    data, window = run.dataset, run.experiment.encoder.window
+    ranges = timelines.windows(data.offsets[:-1], run.split.train_stop, window)
     source = pipeline.PackedTimelines(data, *timelines.pack(ranges, window))
-    targets = sample(split.validation, VALIDATION_USERS)
-    ranks = encoder_ranker(run.make_encoder, data, targets, mesh=run.mesh)
+    ranks = encoder_ranker(run.make_encoder, data, validation_targets(run), mesh=run.mesh)
 
     def validate(params: Params) -> dict[str, float]:
         figures = Ranking.from_ranks(ranks(params)).compute()
-        return {"validation/ndcg_at_10": figures["ndcg_at_10"]} | {
-            f"validation/{name}": value for name, value in figures.items()
-        }
+        names = ("ndcg_at_10", "recall_at_10")
+        return {f"validation/{name}": figures[name] for name in names}
 
     stage = Stage(
-        config=config,
+        config=run.experiment.pretrain,
         make_model=run.make_encoder,
         loss=losses.next_event,
-        batches=partial(batches, run, source, config),
+        batches=batches(run, source, run.experiment.pretrain),
         validate=validate,
     )
     return train(run, stage, "pretrain")
 
 
-def sample(targets: np.ndarray, size: int) -> np.ndarray:
-    """At most `size` of the targets, always the same ones, in their order."""
-    chosen = np.random.default_rng(0).permutation(len(targets))[:size]
-    return targets[np.sort(chosen)]
+def encoder(run: Run) -> Params:
+    """The trained encoder of this run, or of the run that its experiment names."""
+    other = run.experiment.encoder_from
+    return pretrain(Run.open(Path(other), run.data_dir) if other else run)
 
 
-def batches(run: Run, source: pipeline.Source, config, start: int):
-    return pipeline.batches(
-        source,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        seed=run.experiment.seed,
-        mesh=run.mesh,
-        start=start,
-        workers=config.workers,
+def warmup(run: Run) -> Params:
+    """The decoder, taught the catalogue's and the domain's words before it meets users."""
+    data, tokenizer, config = run.dataset, run.tokenizer, run.experiment.warmup
+    asked = practice(tasks(run), data, run.training_events, run.experiment.seed)
+    prompts = tokenizer.prompts([question.prompt for question in asked])
+    answers = tokenizer.answers([question.answer for question in asked])
+    documents = [p + a for p, a in zip(prompts, answers, strict=True)]
+    documents += [[*ids, tokenizer.eos] for ids in tokenizer.prompts(texts(run))]
+    source = pipeline.Documents(documents, run.experiment.finetune.max_tokens)
+
+    def given(abstract: Params) -> Params:
+        weights = run.experiment.language_model.weights
+        return {"decoder": load_decoder(data_path(weights), abstract["decoder"])} if weights else {}
+
+    stage = Stage(
+        config=config,
+        make_model=run.make_model(SystemConfig(streams=())),
+        loss=losses.answer,
+        batches=batches(run, source, config),
+        given=given,
     )
+    return train(run, stage, "warmup")
+
+
+def texts(run: Run) -> list[str]:
+    """The domain's texts: all about the items, and reviews of a sample of the training events."""
+    events = sample(run.training_events, 10_000)
+    return corpus(run.dataset, events)
+
+
+def finetune(run: Run, name: str = "user_llm") -> Params:
+    """The system of that name, from the pre-trained encoder and the warmed-up decoder."""
+    system, config = run.systems[name], run.experiment.finetune
+    make_model = run.make_model(system)
+    source = examples(run, name, timelines.training_targets(run.split, run.dataset.offsets))
+
+    def given(abstract: Params) -> Params:
+        streams = {"timeline": {"encoder": encoder(run)}} if system.streams else {}
+        return {"streams": streams, "decoder": warmup(run)["decoder"]}
+
+    stage = Stage(
+        config=config if moves(make_model, system) else config.model_copy(update={"steps": 0}),
+        make_model=make_model,
+        loss=losses.answer,
+        batches=batches(run, source, config),
+        trained=trained(system.strategy),
+        given=given,
+        validate=answer_validation(run, name),
+    )
+    return train(run, stage, f"finetune-{name}")
+
+
+def answer_validation(run: Run, name: str):
+    """A function of parameters: the mean log-likelihood of a token of a validation answer."""
+    source = examples(run, name, validation_targets(run))
+    size = run.experiment.finetune.batch_size
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: run.make_model(run.systems[name])(rngs=nnx.Rngs(0)))
+    )
+
+    @jax.jit
+    def loss(params, batch):
+        value, metrics = losses.answer(nnx.merge(graphdef, params), batch, jax.random.key(0))
+        return value * metrics["tokens"], metrics["tokens"]
+
+    def validate(params: Params) -> dict[str, float]:
+        total, count = 0.0, 0.0
+        for rows, length in chunks(np.arange(len(source)), size):
+            batch = source.batch(rows, rows)
+            batch["weights"][length:] = 0
+            sums = loss(params, jax.device_put(batch, batch_sharding(run.mesh)))
+            total, count = total + float(sums[0]), count + float(sums[1])
+        return {"validation/log_likelihood": -total / max(count, 1.0)}
+
+    return validate
+
+
+def moves(make_model, system: SystemConfig) -> bool:
+    """Whether the system's strategy trains any of its parameters."""
+    model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    return bool(jax.tree.leaves(nnx.state(model, trained(system.strategy))))
+
+
+def tasks(run: Run) -> dict[Task, float]:
+    """The experiment's tasks with their shares."""
+    return {
+        TASKS[name](run.dataset): share for name, share in run.experiment.finetune.tasks.items()
+    }
+
+
+def examples(run: Run, name: str, targets: np.ndarray) -> pipeline.Examples:
+    """What a system of the run is asked about these events."""
+    config, told = run.experiment.finetune, run.systems[name].text_history
+    return pipeline.Examples(
+        run.dataset,
+        targets,
+        tasks(run),
+        run.tokenizer,
+        history=config.history,
+        max_tokens=run.decoder_config.max_position_embeddings if told else config.max_tokens,
+        text_history=told,
+    )
+
+
+def validation_targets(run: Run) -> np.ndarray:
+    return sample(run.split.validation, VALIDATED)
+
+
+def sample(indices: np.ndarray, size: int) -> np.ndarray:
+    """At most `size` of the indices, always the same ones, in their order."""
+    chosen = np.random.default_rng(0).permutation(len(indices))[:size]
+    return indices[np.sort(chosen)]
+
+
+def batches(run: Run, source: pipeline.Source, config: StageConfig):
+    """What a stage asks for: the batches of a source from a step on."""
+
+    def start(step: int) -> Iterator[dict]:
+        return pipeline.batches(
+            source,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            seed=run.experiment.seed,
+            mesh=run.mesh,
+            start=step,
+            workers=config.workers,
+        )
+
+    return start
 
 
 def train(run: Run, stage: Stage, name: str) -> Params:
-    return fit(
-        stage,
-        folder=run.folder / name,
-        mesh=run.mesh,
-        seed=run.experiment.seed,
-        config=run.config,
-        name=name,
-    )
+    """`fit` in the run's folder of that name."""
+    seed, folder = run.experiment.seed, run.folder / name
+    return fit(stage, folder=folder, mesh=run.mesh, seed=seed, config=run.config, name=name)

@@ -161,7 +161,8 @@ def _records(folder: Path, config: str, expected: int) -> list[dict[str, Any]]:
     written = count(info.parent)
     if written != expected:
         raise ValueError(f"{folder} has {written} {config}, not {expected}; rebuild it")
-    source = tfds.builder_from_directory(info.parent).as_data_source(split="train")
+    builder = tfds.builder_from_directory(info.parent)
+    source = builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
     try:
         return source.__getitems__(range(expected))
     except RuntimeError as error:  # array_record checks every chunk that it reads

@@ -5,6 +5,7 @@ A task sees the history and the target event of an example, and no event after t
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ from jaxtyping import Int
 
 from user_llm.config import Task as TaskName
 from user_llm.data.dataset import Dataset
+from user_llm.data.features import KNOWN
 
 Indices = Int[np.ndarray, " T"]
+PRACTICE = 10_000  # events that a warm-up asks about at most
 
 
 class Question(NamedTuple):
@@ -54,7 +57,7 @@ class NextItem(Task):
         return Question(f"The next {self.noun}:", title)
 
     def candidates(self) -> tuple[str, ...]:
-        return self.dataset.items.titles[2:]
+        return self.dataset.items.titles[KNOWN:]
 
 
 class FavoriteCategory(Task):
@@ -97,6 +100,33 @@ class ReviewGeneration(Task):
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (NextItem, FavoriteCategory, ReviewGeneration)
 }
+
+
+def corpus(dataset: Dataset, events: Indices) -> list[str]:
+    """What the catalogue and these events say in words: titles, genres, plots, reviews."""
+    items = dataset.items
+    named = zip(items.titles[KNOWN:], items.genres[KNOWN:], items.texts[KNOWN:], strict=True)
+    texts = [f"{title} ({', '.join(genres)}) {text}".strip() for title, genres, text in named]
+    if dataset.reviews is not None:
+        texts += [dataset.reviews[event] for event in events if dataset.reviews[event]]
+    return texts
+
+
+def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int) -> list[Question]:
+    """Questions and answers without a user, for a language model's warm-up.
+
+    Every listed answer once, and as many questions again about random events, whose answers
+    follow popularity.
+    """
+    rng = np.random.default_rng(seed)
+    questions = []
+    for task in tasks:
+        fitting = [event for event in rng.permutation(events)[:PRACTICE] if task.fits(event)]
+        asked = [task.ask(np.array([event]), event) for event in fitting]
+        if asked:
+            listed = [Question(asked[0].prompt, answer) for answer in task.candidates()]
+            questions += listed + asked[: len(listed) or PRACTICE]
+    return questions
 
 
 def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> str:

@@ -43,7 +43,7 @@ class Tokenizer:
 
         special = ["<s>", "</s>"]
         model = tokenizers.ByteLevelBPETokenizer()
-        model.train_from_iterable(texts, size, 2, special_tokens=special, show_progress=False)
+        model.train_from_iterator(texts, size, 2, special_tokens=special, show_progress=False)
         fast = PreTrainedTokenizerFast(
             tokenizer_object=model._tokenizer, bos_token=special[0], eos_token=special[1]
         )

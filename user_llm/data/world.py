@@ -1,12 +1,13 @@
 """The embedded synthetic world: users with drifting tastes who watch, rate and review films.
 
 The distribution of every event is known, so the best score that any model can reach is known too.
-An event is drawn from a softmax over the films that its user may watch next,
+In `CURIOSITY` of all events a user picks any film that they may watch next; else they draw from a
+softmax over these films,
 
     logit(film) = TASTE * match(user, film, time) + QUALITY * quality(film) + pull(user, film),
 
 where `match` is the user's taste along the film's genres, an Ornstein-Uhlenbeck process in time,
-and `pull` draws users to the sequel of what they have lately watched. No film is watched twice, and
+and `pull` leads to the sequels of what the user has lately watched. No film is watched twice, and
 no sequel before its predecessor. Every user is a function of the films, the seed and their number.
 """
 
@@ -25,18 +26,19 @@ from user_llm.data.world_words import (
     Style,
     draw_style,
     write_plot,
-    write_review,
+    write_reviews,
 )
 
 GENRES = tuple(LORE)
 EVENTS = (30, 90)  # of the shortest and of the longest timeline
-TASTE = 1.7  # what a match of one standard deviation adds to a logit
+CURIOSITY = 0.15  # keeps the best possible score well below 1
+TASTE = 2.0  # what a match of one standard deviation adds to a logit
 DRIFT_DAYS = 100.0  # in which the correlation of a taste with its past falls to 1 / e
 QUALITY = 0.2  # small, so that popularity says little about the next film
-PULL, PULL_DECAY = 3.8, 0.7  # of a sequel when it opens, and what an event leaves of it
+PULL, PULL_DECAY = 5.5, 0.6  # of a sequel when it opens, and what an event leaves of it
 DAY, HOUR = 86_400, 3_600  # seconds
 EPOCH = 1_640_995_200  # 2022-01-01, when the first users arrive
-CHUNK = 128  # users simulated at a time
+CHUNK = 256  # users simulated at a time
 
 
 class Films(NamedTuple):
@@ -215,7 +217,7 @@ class World:
         )
 
     def _simulate(self, draws: list[Draws], kept: Int[np.ndarray, " users"]) -> Viewings:
-        """All users, one event after another; each one's event `kept` leaves its distribution."""
+        """All users, event by event up to `kept`, whose distribution is kept."""
         films, rows = self._films, np.arange(len(draws))
         choice = np.stack([draw.choice for draw in draws])
         tastes = np.stack([draw.taste_noise for draw in draws])  # [U, T, G]
@@ -229,12 +231,14 @@ class World:
         quality = QUALITY * films.quality
         items = np.zeros(choice.shape, np.int64)
         probabilities = np.zeros(pull.shape)
-        for t in range(choice.shape[1]):
-            weights = np.exp(TASTE * matches[:, t] + quality + pull)  # far from any overflow
-            edges = np.cumsum(weights, axis=1)
+        for t in range(kept.max() + 1):
+            allowed = np.isfinite(pull)
+            liked = np.exp(TASTE * matches[:, t] + quality + pull)  # far from any overflow
+            p = (1 - CURIOSITY) / liked.sum(axis=1, keepdims=True) * liked
+            p += CURIOSITY / allowed.sum(axis=1, keepdims=True) * allowed
+            edges = np.cumsum(p, axis=1)
             items[:, t] = watched = np.argmax(edges > choice[:, t, None] * edges[:, -1:], axis=1)
-            now = kept == t
-            probabilities[now] = weights[now] / edges[now, -1:]
+            probabilities[kept == t] = p[kept == t]
             pull *= PULL_DECAY
             pull[rows, watched] = -np.inf
             follows = films.sequel[watched] >= 0
@@ -248,9 +252,9 @@ class World:
         return np.clip(np.round(score[: draw.length]), 1, 5).astype(np.float32)
 
     def _reviews(self, draw: Draws, items: np.ndarray, ratings: np.ndarray) -> list[str]:
-        titles, genres = self._films.titles, self._films.genres
-        events = zip(items.tolist(), ratings.tolist(), draw.review.tolist(), strict=False)
-        return [write_review(draw.style, titles[i], genres[i][0], r, u) for i, r, u in events]
+        titles = [self._films.titles[i] for i in items]
+        genres = [self._films.genres[i][0] for i in items]
+        return write_reviews(draw.style, titles, genres, ratings, draw.review[: draw.length])
 
 
 def _ranking_metrics(rank: Int[np.ndarray, " users"]) -> dict[str, float]:

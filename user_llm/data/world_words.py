@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -186,27 +187,47 @@ def write_plot(genres: Sequence[str], hero: str, place: str, quest: str, part: i
     return f"{where}, {hero} must {quest}. {article} {genres[0]} film{also}."
 
 
-def write_review(
-    style: Style, title: str, genre: str, rating: float, chance: Sequence[float]
-) -> str:
-    """What a user of that style says of a film, in 4 to 20 words; `chance` is seven in [0, 1)."""
+def _by_habit(
+    favourite: int, number: int, chance: Float[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Places in a list of `number` words: the favourite in `HABIT` of the cases, else any."""
+    other = (chance - HABIT) / (1 - HABIT) * number
+    return np.where(chance < HABIT, favourite, other.astype(int))
 
-    def favourite(words: Sequence[str], place: int, u: float) -> str:
-        return words[place] if u < HABIT else words[int((u - HABIT) / (1 - HABIT) * len(words))]
 
-    mood = MOODS[(rating > 2) + (rating > 3)]
-    adverb = favourite(ADVERBS, style.adverb, chance[0])
-    adjective = favourite(mood.adjectives, style.adjective, chance[1])
-    other = mood.adjectives[int(chance[2] * len(mood.adjectives))]
-    aspect = favourite(ASPECTS, style.aspect, chance[3])
-    if chance[4] < style.names_title:
-        text = f"{title} is {adverb} {adjective}"
-    else:
-        text = f"{adverb.capitalize()} {adjective} {genre} film"
-    left = style.words + int(3 * chance[5]) - 2 - text.count(" ")
-    start = int(chance[6] * len(mood.clauses))
-    for clause in (f"the {aspect} is {other}", *mood.clauses[start:], *mood.clauses[:start]):
-        size = clause.count(" ") + 1
-        if size <= left:
-            text, left = f"{text}, {clause}", left - size
-    return text + ENDINGS[style.ending]
+def write_reviews(
+    style: Style,
+    titles: Sequence[str],
+    genres: Sequence[str],
+    ratings: Float[np.ndarray, " n"],
+    chance: Float[np.ndarray, "n 7"],
+) -> list[str]:
+    """What a user of that style says of films, in 4 to 20 words each; `chance` is in [0, 1)."""
+    number = len(MOODS[0].adjectives)
+    columns = (
+        (ratings > 2).astype(int) + (ratings > 3),
+        _by_habit(style.adverb, len(ADVERBS), chance[:, 0]),
+        _by_habit(style.adjective, number, chance[:, 1]),
+        _by_habit(style.aspect, len(ASPECTS), chance[:, 2]),
+        (chance[:, 3] * number).astype(int),
+        chance[:, 4] < style.names_title,
+        style.words - 1 + (chance[:, 5] * 3).astype(int),  # give or take one
+        (chance[:, 6] * len(MOODS[0].clauses)).astype(int),
+    )
+    reviews = []
+    for title, genre, mood, adverb, adjective, aspect, other, names_title, words, start in zip(
+        titles, genres, *(column.tolist() for column in columns), strict=True
+    ):
+        adjectives, clauses = MOODS[mood]
+        if names_title:
+            text = f"{title} is {ADVERBS[adverb]} {adjectives[adjective]}"
+        else:
+            text = f"{ADVERBS[adverb].capitalize()} {adjectives[adjective]} {genre} film"
+        words -= text.count(" ") + 1
+        about = f"the {ASPECTS[aspect]} is {adjectives[other]}"
+        for clause in (about, *clauses[start:], *clauses[:start]):
+            size = clause.count(" ") + 1
+            if size <= words:
+                text, words = f"{text}, {clause}", words - size
+        reviews.append(text + ENDINGS[style.ending])
+    return reviews

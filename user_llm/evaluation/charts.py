@@ -33,7 +33,7 @@ class Axis:
         low, high = min(values), max(values)
         if scale == "log":
             low, high = 1 / _step(1 / low), _step(high)
-            high = high if high > low else _step(1.5 * high)
+            high = high if high > 1.5 * low else _step(1.5 * high)
             return Axis(label, low, high, _log_ticks(low, high), scale)
         if 0 <= low < high / 2 or low == high >= 0:
             low = 0.0

@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.data.dataset import Dataset
+from user_llm.data.features import KNOWN
 from user_llm.data.timelines import histories, user_of
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
 from user_llm.sharding import batch_sharding
-
-UNKNOWN = 2  # item ids below are no items
 
 
 def chunks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -27,7 +26,7 @@ def chunks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 def seen_items(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Bool[np.ndarray, "B V"]:
     """Which items may not be recommended: those before the target, unless they are the target."""
     seen = np.zeros((len(targets), len(dataset.items.ids)), bool)
-    seen[:, :UNKNOWN] = True
+    seen[:, :KNOWN] = True
     starts = dataset.offsets[user_of(targets, dataset.offsets)]
     for row, start, target in zip(seen, starts, targets, strict=True):
         row[dataset.item[start:target]] = True

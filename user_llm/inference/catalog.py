@@ -108,17 +108,25 @@ class BeamCache(NamedTuple):
             values=put(self.values, rearrange(values, "b w k h -> b k w h"), self.depth, 3),
         )
 
-    def attend(self, q: Float[Array, "B W N H"], mask: Bool[Array, "B 1 S+R"]) -> Array:
-        q = rearrange(q, "b w (k g) h -> b k g w h", k=self.keys.shape[1])
-        shared = jnp.einsum("bkgwh,bksh->bkgws", q, self.prompt.keys)
-        own = jnp.einsum("bkgwh,bkwhr->bkgwr", q, self.keys)
-        scores = jnp.concatenate([shared, own], axis=-1).astype(jnp.float32) * q.shape[-1] ** -0.5
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        shared, own = jnp.split(weights, [shared.shape[-1]], axis=-1)
-        y = jnp.einsum("bkgws,bksh->bkgwh", shared, self.prompt.values)
-        y += jnp.einsum("bkgwr,bkwrh->bkgwh", own, self.values)
-        return rearrange(y, "b k g w h -> b w (k g h)")
+    def attend(self, q: Float[Array, "B W N H"], mask: Bool[Array, "B 1 SR"]) -> Array:
+        q = rearrange(q, "b w (k g) h -> b k w g h", k=self.keys.shape[1]) * q.shape[-1] ** -0.5
+        shared = jnp.einsum("bkwgh,bksh->bkwgs", q, self.prompt.keys)
+        own = jnp.einsum("bkwgh,bkwhr->bkwgr", q, self.keys)
+        shared, own = _softmax((shared, own), mask[:, :, None, None])
+        y = jnp.einsum("bkwgs,bksh->bkwgh", shared, self.prompt.values)
+        y += jnp.einsum("bkwgr,bkwrh->bkwgh", own, self.values)
+        return rearrange(y, "b k w g h -> b w (k g h)")
+
+
+def _softmax(parts: tuple[Array, Array], mask: Array) -> list[Array]:
+    """The softmax of both parts together in float32, which to concatenate would take longer."""
+    masks = jnp.split(mask, [parts[0].shape[-1]], axis=-1)
+    low = jnp.finfo(jnp.float32).min
+    kept = [jnp.where(m, x.astype(jnp.float32), low) for x, m in zip(parts, masks, strict=True)]
+    highest = jnp.maximum(*(x.max(-1, keepdims=True) for x in kept))
+    kept = [jnp.exp(x - highest) for x in kept]
+    total = sum(x.sum(-1, keepdims=True) for x in kept)
+    return [(x / total).astype(parts[0].dtype) for x in kept]
 
 
 class Beams(NamedTuple):
@@ -158,14 +166,15 @@ def beam_search(
     shape = (len(prompts), beam)
     scores = jnp.full(shape, -jnp.inf).at[:, 0].set(0.0)
     beams = Beams(jnp.zeros(shape, jnp.int32), scores, jnp.zeros(shape, jnp.int32))
-    logits, layers, fan = logits[:, None], None, int(catalog.table.degree[0])
+    logits, layers, width, fan = logits[:, None], None, beam, int(catalog.table.degree[0])
     for depth in range(catalog.depth):
-        beams, open_ = _select(catalog.table, before, beams, logits, _power(fan))
+        beams, open_ = _select(catalog.table, before, beams, logits, bucket(fan))
         widest, fan = open_.tolist()
         if not widest:
             break
-        width = next(w for w in (beam >> n for n in range(31, -1, -1)) if w >= widest)
-        layers = _reorder(state, layers, beams.parents, width, bucket(depth + 1, 8))
+        while width // 2 >= widest:
+            width //= 2
+        layers = _reorder(state, layers, beams.parents, width, bucket(depth + 1))
         logits, layers = _extend(
             generator.graphdef, generator.params, catalog.table.token, state, layers, beams, depth
         )
@@ -184,10 +193,6 @@ def score(
     how = {"beam": len(catalog), "memory": memory, "prefix": prefix}
     items, scores = beam_search(generator, prompts, catalog, **how)
     return np.take_along_axis(scores, items.argsort(axis=1), axis=1)
-
-
-def _power(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @partial(jax.jit, static_argnums=4)
@@ -224,14 +229,18 @@ def _reorder(state, layers, parents, width, slots):
     if layers is None:
         b, k, _, h = state.caches[0].keys.shape
         dtype = state.caches[0].keys.dtype
-        empty = (jnp.zeros((b, k, width, h, slots), dtype), jnp.zeros((b, k, width, slots, h), dtype))
+        empty = (
+            jnp.zeros((b, k, width, h, slots), dtype),
+            jnp.zeros((b, k, width, slots, h), dtype),
+        )
         return [empty] * len(state.caches)
-    more = slots - layers[0][0].shape[-1]
-    index = parents[:, None, :width, None, None]
+    b, k, old, _, few = layers[0][0].shape
+    rows = jnp.arange(b * k).reshape(b, k, 1) * old + parents[:, None, :width]
 
-    def move(x, axis):
-        x = jnp.take_along_axis(x, index, axis=2)
-        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(5)])
+    def move(x, axis):  # by one flat index: XLA:CPU gathers whole rows at the speed of a copy
+        x = x.reshape(b * k * old, *x.shape[3:]).at[rows.ravel()].get(mode="promise_in_bounds")
+        x = x.reshape(b, k, width, *x.shape[1:])
+        return jnp.pad(x, [(0, slots - few if i == axis else 0) for i in range(5)])
 
     return [(move(keys, 4), move(values, 3)) for keys, values in layers]
 

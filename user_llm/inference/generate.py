@@ -88,11 +88,11 @@ class Generator:
             the vocabulary; the memory is of another batch size or the decoder has no use for it.
         """
         self._check(prompts, memory, prefix, new_tokens)
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        tokens = np.zeros((len(prompts), bucket(lengths.max())), np.int32)
+        lengths = [len(prompt) for prompt in prompts]
+        tokens = np.zeros((len(prompts), bucket(max(lengths))), np.int32)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
-        return self.prefill(jnp.asarray(tokens), jnp.asarray(lengths), memory, prefix)
+        return self.prefill(jnp.asarray(tokens), jnp.array(lengths, jnp.int32), memory, prefix)
 
     def _check(self, prompts, memory, prefix, new_tokens) -> None:
         problems = []
@@ -110,7 +110,9 @@ class Generator:
                 problems.append(f"prompt {i} has tokens {odd} outside of the vocabulary")
         for name, given in (("memory", memory), ("prefix", prefix)):
             if given and len(given.tokens) != len(prompts):
-                problems.append(f"{name} is of {len(given.tokens)} users for {len(prompts)} prompts")
+                problems.append(
+                    f"{name} is of {len(given.tokens)} users for {len(prompts)} prompts"
+                )
         if memory and not self.crosses:
             problems.append("the decoder has no cross-attention for a memory; give it as prefix")
         if not prompts:
@@ -157,9 +159,9 @@ class Generator:
         return answers
 
 
-def bucket(length: int, least: int = 16) -> int:
-    """The next power of two, so that few lengths are ever compiled."""
-    return max(least, 1 << (int(length) - 1).bit_length())
+def bucket(length: int) -> int:
+    """The next power of two from 16, so that few lengths are ever compiled."""
+    return max(16, 1 << (length - 1).bit_length())
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""One decoder for every family: groups of layers, each of which may end in a gated cross-attention."""
+"""One decoder for every family: groups of layers, each perhaps with a gated cross-attention."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from user_llm.models.layers import (
     Memory,
     RMSNorm,
     attend,
+    attention_weights,
 )
 from user_llm.sharding import axes, constrain
 
 
 class CrossAttention(nnx.Module):
-    """x + tanh(gate) * attention(norm(x), memory), after Flamingo (arXiv 2204.14198, section 2.2)."""
+    """x + tanh(gate) * attention(norm(x), memory) (Flamingo, arXiv 2204.14198, section 2.2)."""
 
     def __init__(
         self, config: CrossAttentionConfig, width: int, *, rngs: nnx.Rngs, param_dtype=jnp.float32
@@ -40,6 +41,13 @@ class CrossAttention(nnx.Module):
         q = self.attn.queries(self.norm(x))
         y = self.attn.o_proj(attend(q, *memory, mask[:, None]))
         return x + jnp.tanh(self.gate[...]).astype(x.dtype) * y
+
+    def weights(
+        self, x: Float[Array, "B T D"], memory: KVCache, mask: Bool[Array, "B M"]
+    ) -> Float[Array, "B T M"]:
+        """How each token's look at the memory is shared out, the mean over the heads."""
+        q = self.attn.queries(self.norm(x))
+        return attention_weights(q, memory.keys, mask[:, None]).mean((1, 2))
 
 
 class Decoder(nnx.Module):
@@ -118,6 +126,13 @@ class Decoder(nnx.Module):
         self, x: Float[Array, "B T D"], memory: Memory | None = None
     ) -> Float[Array, "B T D"]:
         """The normalised last hidden states for embeddings that start at position 0."""
+        return self.norm(self._scan(x, memory)[0])
+
+    def looks(self, x: Float[Array, "B T D"], memory: Memory) -> Float[Array, "G B T M"]:
+        """What share of its look at the memory each cross-attention gives to each of its tokens."""
+        return self._scan(x, memory, look=True)[1]
+
+    def _scan(self, x, memory, look=False):
         length = x.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
         causal = jnp.tril(jnp.ones((1, length, length), bool))
@@ -129,13 +144,14 @@ class Decoder(nnx.Module):
         def group(x, blocks_and_cross):
             blocks, cross = blocks_and_cross
             x, _ = jax.lax.scan(layer, x, blocks)
-            if cross is not None:
-                x = cross(x, cross.keys_values(memory), memory.mask)
-            return x, None
+            if cross is None:
+                return x, None
+            keys_values = cross.keys_values(memory)
+            weights = cross.weights(x, keys_values, memory.mask) if look else None
+            return cross(x, keys_values, memory.mask), weights
 
         cross = None if memory is None else self.cross
-        x, _ = jax.lax.scan(group, x, (self.grouped(), cross))
-        return self.norm(x)
+        return jax.lax.scan(group, x, (self.grouped(), cross))
 
     def grouped(self) -> Block:
         """The stacked blocks as [groups, layers of a group, ...]."""
@@ -149,7 +165,7 @@ class Decoder(nnx.Module):
 
         def each(stack):
             count = jax.tree.leaves(stack)[0].shape[0]
-            return nnx.List([jax.tree.map(lambda p: p[i], stack) for i in range(count)])
+            return nnx.List([jax.tree.map(lambda p, i=i: p[i], stack) for i in range(count)])
 
         copy = nnx.clone(self)
         copy.layers, copy.cross = each(self.layers), self.cross and each(self.cross)

@@ -94,13 +94,15 @@ class Linear(nnx.Module):
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)), **axes(None, names[1]))
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        # In two dimensions, because XLA:CPU multiplies a weight's gradient over three by hand.
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat @ self.kernel[...].astype(x.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)
         if self.lora_scale:
-            low = x @ self.lora_a[...].astype(x.dtype)
+            low = flat @ self.lora_a[...].astype(x.dtype)
             y += self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
-        return y
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

@@ -82,6 +82,17 @@ class UserLLM(nnx.Module):
         prefixed = jnp.concatenate([memory.tokens, x], axis=1)
         return self.decoder.hidden(prefixed)[:, memory.tokens.shape[1] :]
 
+    def attention(self, batch: dict[str, Array]) -> Float[Array, "G B T E"]:
+        """What share of its look at the timeline each cross-attention gives to each event.
+
+        For every token; the shares of a token are 1 in sum, unless it sees latents alone.
+        """
+        memory = self.fuse(self.memories(batch))
+        looks = self.decoder.looks(self.decoder.embed(batch["tokens"]), memory)
+        events = self.streams["timeline"].weights(batch)  # [B, M, E]
+        shares = jnp.einsum("gbtm,bme->gbte", looks[..., : events.shape[1]], events)
+        return shares / jnp.maximum(shares.sum(-1, keepdims=True), 1e-9)
+
     def __call__(self, batch: dict[str, Array]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
         return self.hidden(batch) @ self.decoder.head()

@@ -28,15 +28,16 @@ def cross_entropy(
     size = max(1, min(length, CHUNK // batch))
     padding = -length % size
 
-    def chunks(x):  # [B, T, ...] -> [T / size, B, size, ...]
+    def chunks(x):  # [B, T, ...] -> [T / size, B * size, ...]
         x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+        x = jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+        return x.reshape(x.shape[0], batch * size, *x.shape[3:])
 
     @jax.checkpoint
     def add(total, chunk):
         hidden, targets, weights = chunk
         logits = (hidden @ head).astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
         return total + (losses * weights).sum(), None
 

@@ -106,17 +106,14 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 events = builder.events
         return events
 
-    def __init__(self, raw: Raw, **arguments: Any):
+    def __init__(self, raw: Raw, config: str, **arguments: Any):
         self.raw = raw
         self.events = 0  # written so far
-        super().__init__(**arguments)
+        self.what = config
+        super().__init__(config=config, **arguments)
 
     def _records(self) -> Iterator[Record]:
-        return self.raw.timelines() if self._is_timelines else iter(self.raw.items)
-
-    @property
-    def _is_timelines(self) -> bool:
-        return self.builder_config.name == "timelines"
+        return self.raw.timelines() if self.what == "timelines" else iter(self.raw.items)
 
     def _info(self) -> tfds.core.DatasetInfo:
         first = next(self._records())
@@ -127,11 +124,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, Record]]:
-        what = self.builder_config.name
-        total = self.raw.users if self._is_timelines else len(self.raw.items)
-        for key, record in enumerate(tqdm(self._records(), f"{self.name} {what}", total)):
-            if self._is_timelines:
-                self.events += len(record["timestamp"])
+        total = {"timelines": self.raw.users, "items": len(self.raw.items)}[self.what]
+        for key, record in enumerate(tqdm(self._records(), f"{self.name} {self.what}", total)):
+            self.events += len(record.get("timestamp", ()))
             yield key, record
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
+from pyarrow import csv as arrow_csv
 
 from user_llm.data.builders.base import (
     Raw,
@@ -129,30 +129,32 @@ def _ratings(data: bytes, layout: Layout, remarks: list[str]) -> dict[str, np.nd
     names = ["user", "item", "rating", "timestamp"]
     bad = []
 
-    def skip(row: pa.csv.InvalidRow) -> str:
+    def skip(row: arrow_csv.InvalidRow) -> str:
         bad.append(row.text)
         return "skip"
 
-    table = pa.csv.read_csv(
+    table = arrow_csv.read_csv(
         pa.BufferReader(data),
-        read_options=pa.csv.ReadOptions(
+        read_options=arrow_csv.ReadOptions(
             column_names=names, encoding="latin-1", skip_rows=int(header)
         ),
-        parse_options=pa.csv.ParseOptions(
+        parse_options=arrow_csv.ParseOptions(
             delimiter="," if header else "\t", quote_char=False, invalid_row_handler=skip
         ),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
     )
     forms = [r"^\d{1,18}$", r"^\d{1,18}$", r"^\d(\.\d+)?$", r"^\d{1,18}$"]
-    whole = pa.scalar(True)
-    for name, form in zip(names, forms, strict=True):
-        whole = pc.and_(pc.match_substring_regex(table[name], form), whole)
-    strange = table.filter(pc.invert(whole))
+    fits = [
+        np.asarray(pc.match_substring_regex(table[name], form))  # pyright: ignore[reportAttributeAccessIssue]
+        for name, form in zip(names, forms, strict=True)
+    ]
+    whole = np.all(fits, axis=0)
+    strange = table.filter(pa.array(~whole))
     bad += [" ".join(row.values()) for row in strange.slice(0, 1).to_pylist()]
     if bad:
         dropped = len(bad) + max(0, len(strange) - 1)
         remarks.append(f"{layout.ratings}: {dropped} malformed lines dropped, such as {bad[0]!r}")
-    table = table.filter(whole)
+    table = table.filter(pa.array(whole))
     if not len(table):
         raise ValueError(f"{layout.ratings} holds no rating that can be read")
     types = (pa.int64(), pa.int64(), pa.float32(), pa.int64())
@@ -161,7 +163,7 @@ def _ratings(data: bytes, layout: Layout, remarks: list[str]) -> dict[str, np.nd
 
 
 def _movies(data: bytes, layout: Layout, plots: dict[str, str], remarks: list[str]) -> list[dict]:
-    lines = [line for line in data.decode(layout.encoding).splitlines() if line.strip()]
+    lines = _lines(data.decode(layout.encoding))
     if layout.separator == ",":
         rows = list(csv.reader(lines))[1:]
     elif layout.ratings == "u.data":
@@ -192,8 +194,13 @@ def _flagged(fields: list[str]) -> list[str]:
 
 
 def _plots(data: bytes, remarks: list[str]) -> dict[str, str]:
-    lines = [line.split("::") for line in data.decode().splitlines()]
+    lines = [line.split("::") for line in _lines(data.decode())]
     whole = [f for f in lines if len(f) == PLOT + 2]
     if len(whole) != len(lines):
         remarks.append(f"movies_plots.dat: {len(lines) - len(whole)} malformed lines dropped")
     return {f[0]: f[PLOT] for f in whole if f[PLOT] != "N/A"}
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as files end them: str.splitlines also splits at what Latin-1 titles may hold."""
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]

@@ -1,4 +1,4 @@
-"""The autoregressive encoder of User-LLM: many features an event, fused early, read left to right."""
+"""The autoregressive encoder of User-LLM: many features an event, fused early, read forwards."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,35 @@
+"""The encoder alone on MovieLens 1M: item ids, leave-one-out over the whole catalogue.
+
+USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --record
+"""
+
+from user_llm.config import (
+    DataConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    Experiment,
+    OptimConfig,
+    StageConfig,
+    SystemConfig,
+)
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="movielens_1m_encoder",
+        # The events, items and order of the SASRec project's file.
+        data=DataConfig(
+            name="movielens", version="1m", source="ml-1m", features=("item",), min_count=5
+        ),
+        encoder=EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=128, dropout=0.2),
+        pretrain=StageConfig(
+            steps=2000,
+            batch_size=64,
+            optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
+            validate_every=200,
+            checkpoint_every=100,
+        ),
+        system=SystemConfig(streams=()),
+        warmup=StageConfig(steps=0),
+        evaluation=EvaluationConfig(baselines=()),
+    )

@@ -1,0 +1,212 @@
+"""Catalogue decoding against brute force: every title scored whole by the training forward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.config import CrossAttentionConfig, DecoderConfig
+from user_llm.inference.catalog import Catalog, beam_search, score
+from user_llm.inference.generate import Generator
+from user_llm.models.decoder import Decoder
+from user_llm.models.layers import Memory
+
+CONFIG = DecoderConfig(
+    vocab_size=24,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
+PROMPTS = [[5, 6, 7], [9, 3], list(range(3, 20))]
+END = 2
+
+
+def random_titles(count, seed=0, letters=6, longest=20):
+    """Titles that share beginnings, of which some begin with others and two are alike."""
+    rng = np.random.default_rng(seed)
+    titles = [rng.integers(3, 3 + letters, rng.integers(1, 6)).tolist() for _ in range(count - 3)]
+    titles += [titles[0], titles[1] + [3], rng.integers(3, 24, longest - 1).tolist()]
+    return [[*title, END] for title in titles]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    @jax.jit
+    def make():
+        cross = CrossAttentionConfig(every=1, heads=2)
+        decoder = Decoder(CONFIG, rngs=nnx.Rngs(0), cross_attention=cross)
+        key = jax.random.key(1)
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), decoder)
+
+    return make()
+
+
+@pytest.fixture(scope="module")
+def generator(decoder):
+    return Generator(decoder)
+
+
+def random_memory(seed):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    shape = (len(PROMPTS), 4, CONFIG.hidden_size)
+    return Memory(jax.random.normal(keys[0], shape), jax.random.bernoulli(keys[1], 0.7, shape[:2]))
+
+
+def of_user(memory, row):
+    return memory and Memory(memory.tokens[row : row + 1], memory.mask[row : row + 1])
+
+
+def brute_force(decoder, titles, memory=None, prefix=None):
+    """Each title's log-probability after each prompt, one prompt and title at a time."""
+    longest = max(map(len, titles))
+
+    @jax.jit
+    def total(before, title, length, memory):
+        x = jnp.concatenate([before, decoder.embed(title[None])], axis=1)
+        logits = (decoder.hidden(x, memory) @ decoder.head())[0, before.shape[1] - 1 : -1]
+        gains = jnp.take_along_axis(jax.nn.log_softmax(logits), title[:, None], axis=1)[:, 0]
+        return jnp.where(jnp.arange(longest) < length, gains, 0.0).sum()
+
+    scores = np.zeros((len(PROMPTS), len(titles)), np.float32)
+    for row, prompt in enumerate(PROMPTS):
+        before = decoder.embed(jnp.array([prompt], jnp.int32))
+        if prefix is not None:
+            before = jnp.concatenate([prefix.tokens[row][prefix.mask[row]][None], before], axis=1)
+        own = of_user(memory, row)
+        for item, title in enumerate(titles):
+            padded = jnp.array(title + [0] * (longest - len(title)), jnp.int32)
+            scores[row, item] = total(before, padded, len(title), own)
+    return scores
+
+
+def ranked(scores):
+    """Items and scores, best first, ties by item."""
+    items = np.argsort(-scores, axis=1, kind="stable")
+    return items, np.take_along_axis(scores, items, axis=1)
+
+
+@pytest.mark.parametrize("streams", ["nothing", "memory", "prefix"])
+def test_beam_as_wide_as_the_catalogue_finds_every_title_in_order(decoder, generator, streams):
+    titles = random_titles(40)
+    memory = random_memory(1) if streams == "memory" else None
+    prefix = random_memory(2) if streams == "prefix" else None
+    catalog = Catalog(titles, CONFIG.vocab_size)
+    truth = brute_force(decoder, titles, memory, prefix)
+    everything = score(generator, PROMPTS, catalog, memory=memory, prefix=prefix)
+    np.testing.assert_allclose(everything, truth, atol=1e-4)
+    items, scores = beam_search(generator, PROMPTS, catalog, beam=40, memory=memory, prefix=prefix)
+    wanted, best = ranked(everything)
+    np.testing.assert_array_equal(items, wanted)
+    np.testing.assert_array_equal(scores, best)
+
+
+def plain_beam_search(decoder, prompt, titles, beam, allowed):
+    """The same search as sets of strings, with a full forward for every prefix."""
+
+    @jax.jit
+    def next_log_probabilities(tokens, length):
+        return jax.nn.log_softmax(decoder(tokens[None])[0, length - 1])
+
+    prefixes = {(): 0.0}
+    titles = {tuple(titles[i]) for i in allowed}
+    for _ in range(max(map(len, titles))):
+        grown = {}
+        for prefix, value in prefixes.items():
+            if prefix in titles:
+                grown[prefix] = value
+                continue
+            text = [*prompt, *prefix]
+            padded = jnp.array(text + [0] * (48 - len(text)), jnp.int32)
+            gains = next_log_probabilities(padded, len(text))
+            children = {t[: len(prefix) + 1] for t in titles if t[: len(prefix)] == prefix}
+            grown |= {child: value + float(gains[child[-1]]) for child in children}
+        prefixes = dict(sorted(grown.items(), key=lambda x: -x[1])[:beam])
+    return [prefix for prefix in prefixes]
+
+
+def test_narrow_beam_keeps_the_prefixes_that_a_plain_search_keeps(decoder, generator):
+    titles = random_titles(120)
+    exclude = np.random.default_rng(3).random((len(PROMPTS), len(titles))) < 0.5
+    catalog = Catalog(titles, CONFIG.vocab_size)
+    items, _ = beam_search(generator, PROMPTS, catalog, beam=5, exclude=exclude)
+    for row, prompt in enumerate(PROMPTS):
+        wanted = plain_beam_search(decoder, prompt, titles, 5, np.flatnonzero(~exclude[row]))
+        found = list(dict.fromkeys(tuple(titles[i]) for i in items[row]))
+        assert found == wanted[: len(found)]
+        assert len(found) >= 4  # one title is there twice
+
+
+def test_excluded_items_are_never_returned_and_take_no_place(generator):
+    titles = random_titles(40)
+    exclude = np.random.default_rng(4).random((len(PROMPTS), 40)) < 0.8
+    exclude[1] = True
+    exclude[1, [0, 37]] = [True, False]  # one of two that are alike
+    everything = score(generator, PROMPTS, Catalog(titles, CONFIG.vocab_size))
+    wanted, best = ranked(np.where(exclude, -np.inf, everything))
+    items, scores = beam_search(
+        generator, PROMPTS, Catalog(titles, CONFIG.vocab_size), beam=40, exclude=exclude
+    )
+    kept = np.isfinite(best)
+    np.testing.assert_array_equal(items, np.where(kept, wanted, -1))
+    np.testing.assert_allclose(scores, best, atol=1e-5)
+    assert items[1].tolist() == [37] + [-1] * 39
+
+
+def test_items_of_the_same_tokens_come_by_number(generator):
+    titles = [[4, END], [3, END], [4, END], [5, 3, END], [4, END]]
+    items, scores = beam_search(generator, PROMPTS, Catalog(titles, CONFIG.vocab_size), beam=5)
+    for row, points in zip(items.tolist(), scores.tolist(), strict=True):
+        assert [i for i in row if i in (0, 2, 4)] == [0, 2, 4]
+        assert sorted(row) == [0, 1, 2, 3, 4]
+        assert points[row.index(0)] == points[row.index(2)] == points[row.index(4)]
+
+
+def test_user_alone_gets_what_the_batch_gave(generator):
+    titles, memory = random_titles(60), random_memory(1)
+    catalog = Catalog(titles, CONFIG.vocab_size)
+    items, scores = beam_search(generator, PROMPTS, catalog, beam=6, memory=memory)
+    for row, prompt in enumerate(PROMPTS):
+        own = of_user(memory, row)
+        item, value = beam_search(generator, [prompt], catalog, beam=6, memory=own)
+        np.testing.assert_array_equal(item[0], items[row])
+        np.testing.assert_allclose(value[0], scores[row], atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(3, 6), max_size=6), min_size=1, max_size=30))
+def test_table_spells_every_sequence_and_nothing_else(titles):
+    sequences = [[*title, END] for title in titles]
+    catalog = Catalog(sequences, vocab_size=8)
+    table = jax.tree.map(lambda x: np.asarray(x).tolist(), catalog.table)
+
+    def spell(node, text):
+        if not table.degree[node]:
+            below = catalog.order[table.low[node] : table.high[node]]
+            yield from ((int(item), text) for item in below)
+        for child in range(table.child[node], table.child[node] + table.degree[node]):
+            yield from spell(child, [*text, table.token[child]])
+
+    spelled = list(spell(0, []))
+    assert sorted(spelled) == list(enumerate(sequences))
+    assert [text for _, text in spelled] == sorted(sequences)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([[3, 2], []], "item 1 has no tokens"),
+        ([[3, 2], [3, 9]], r"item 1 has tokens \[9\]"),
+        ([[3, 4, 5], [4], [3, 4]], "item 0 begins with all of item 2"),
+        ([], "empty"),
+    ],
+)
+def test_catalogue_refuses(sequences, message):
+    with pytest.raises(ValueError, match=message):
+        Catalog(sequences, vocab_size=8)

@@ -1,0 +1,173 @@
+"""Cached, unrolled decoding against full recomputation, and against transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
+from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.inference.generate import Generator, Sampling, bucket, grow, sample
+from user_llm.models.decoder import Decoder
+from user_llm.models.layers import Memory
+
+CONFIG = DecoderConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+)
+PROMPTS = [[5, 6, 7], [9], list(range(20, 33)), [1, 2, 3, 4, 5, 6, 7, 8]]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    @jax.jit
+    def make():
+        cross = CrossAttentionConfig(every=2, heads=2)
+        decoder = Decoder(CONFIG, rngs=nnx.Rngs(0), cross_attention=cross, lora=LoRAConfig(rank=2))
+        key = jax.random.key(1)  # as initialised, every row of logits is nearly flat
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), decoder)
+
+    return make()
+
+
+@pytest.fixture(scope="module")
+def generator(decoder):
+    return Generator(decoder)
+
+
+def random_memory(seed, tokens=5, holes=True):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    shape = (len(PROMPTS), tokens, CONFIG.hidden_size)
+    mask = jax.random.bernoulli(keys[1], 0.6, shape[:2]) if holes else jnp.ones(shape[:2], bool)
+    return Memory(jax.random.normal(keys[0], shape), mask)
+
+
+@jax.jit
+def whole_forward(decoder, tokens, length, memory, prefix):
+    x = decoder.embed(tokens)
+    if prefix is not None:
+        x = jnp.concatenate([prefix, x], axis=1)
+        length += prefix.shape[1]
+    return (decoder.hidden(x, memory) @ decoder.head())[0, length - 1]
+
+
+def recompute(decoder, tokens, row, memory=None, prefix=None):
+    """Logits after `tokens`, from the training forward of that row alone."""
+    padded = np.zeros((1, 24), np.int32)
+    padded[0, : len(tokens)] = tokens
+    before = None if prefix is None else prefix.tokens[row][prefix.mask[row]][None]
+    own = memory and Memory(memory.tokens[row : row + 1], memory.mask[row : row + 1])
+    return whole_forward(decoder, padded, len(tokens), own, before)
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["whole-prefix", "prefix-with-holes"])
+@pytest.mark.parametrize("given", ["nothing", "memory", "prefix", "memory and prefix"])
+def test_each_step_gives_the_logits_of_the_training_forward(decoder, generator, given, holes):
+    memory = random_memory(2) if "memory" in given else None
+    prefix = random_memory(3, holes=holes) if "prefix" in given else None
+    texts = [list(prompt) for prompt in PROMPTS]
+    logits, state = generator.start(PROMPTS, memory, prefix, new_tokens=4)
+    if state.slots < 32:  # the third prompt and prefix leave no room in the smallest bucket
+        state = grow(state, 32)
+    for _ in range(4):
+        wanted = jnp.stack([recompute(decoder, t, i, memory, prefix) for i, t in enumerate(texts)])
+        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+        tokens = logits.argmax(-1).astype(jnp.int32)
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.append(token)
+        logits, state = generator.step(state, tokens)
+
+
+def test_answer_does_not_depend_on_its_neighbours(generator):
+    memory, prefix = random_memory(2), random_memory(3)
+    how = [Sampling(), Sampling(0.8, 0.9, seed=1), Sampling(1.0, seed=2), Sampling(2.0, seed=3)]
+    options = {"max_new_tokens": 24}  # beyond the first bucket
+    together = generator.generate(PROMPTS, memory=memory, prefix=prefix, sampling=how, **options)
+    for i, prompt in enumerate(PROMPTS):
+        one, before = (Memory(x.tokens[i : i + 1], x.mask[i : i + 1]) for x in (memory, prefix))
+        alone = generator.generate([prompt], memory=one, prefix=before, sampling=how[i], **options)
+        assert alone[0] == together[i]
+    assert len({tuple(answer) for answer in together}) == len(PROMPTS)
+
+
+def test_answer_ends_before_its_stop_token(generator):
+    free = generator.generate(PROMPTS, max_new_tokens=12)
+    stop = {free[0][5]}
+    stopped = generator.generate(PROMPTS, max_new_tokens=12, stop=stop)
+    for whole, cut in zip(free, stopped, strict=True):
+        ends = [i for i, token in enumerate(whole) if token in stop]
+        assert cut == (whole[: ends[0]] if ends else whole)
+
+
+@pytest.mark.parametrize("name", ["stories260K", "stories3M"])
+def test_greedy_answers_are_those_of_transformers(data_folder, name):
+    folder = data_folder / "models" / name
+    config = decoder_config(folder)
+    decoder = Decoder(config, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(decoder)
+    generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
+    prompts = [[1, 403, 407, 261, 378], [1], [1, 317, 310, 290, 411, 270, 300]]
+    ours = generator.generate(prompts, max_new_tokens=64)
+    for prompt, answer in zip(prompts, ours, strict=True):
+        with torch.no_grad():  # greedy, step by step: each token is the best after those before it
+            logits = model(torch.tensor([prompt + answer])).logits[0]
+        assert len(answer) == 64
+        assert answer == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_samples_follow_the_nucleus_distribution():
+    shares = jnp.array([0.4, 0.3, 0.2, 0.1])
+    draws = 20_000
+    logits = jnp.broadcast_to(jnp.log(shares), (draws, 4))
+    keys = jax.random.split(jax.random.key(0), draws)
+
+    def frequencies(temperature, top_p):
+        fill = (jnp.full(draws, value, jnp.float32) for value in (temperature, top_p))
+        return np.bincount(sample(logits, *fill, keys), minlength=4) / draws
+
+    np.testing.assert_allclose(frequencies(1.0, 1.0), shares, atol=0.02)
+    np.testing.assert_allclose(frequencies(1.0, 0.6), [4 / 7, 3 / 7, 0, 0], atol=0.02)
+    squared = shares**2 / (shares**2).sum()
+    np.testing.assert_allclose(frequencies(0.5, 1.0), squared, atol=0.02)
+    np.testing.assert_array_equal(frequencies(0.0, 1.0), [1, 0, 0, 0])
+
+
+def test_same_seed_repeats_and_another_does_not(generator):
+    def answer(seed):
+        how = Sampling(temperature=1.5, seed=seed)
+        return generator.generate([[1, 2]], max_new_tokens=16, sampling=how)
+
+    assert answer(0) == answer(0) != answer(1)
+
+
+def test_few_lengths_are_compiled():
+    assert [bucket(n) for n in (1, 16, 17, 32, 33, 100)] == [16, 16, 32, 32, 64, 128]
+
+
+def test_all_problems_with_prompts_are_named_at_once(generator):
+    memory = jax.tree.map(lambda x: x[:1], random_memory(2))
+    with pytest.raises(ValueError) as error:
+        generator.generate([[], [64, 1], [1] * 125], max_new_tokens=8, memory=memory)
+    for part in ("prompt 0 is empty", "tokens [64]", "133 positions of 128", "memory is of 1"):
+        assert part in str(error.value)
+
+
+def test_memory_for_a_decoder_without_cross_attention_is_refused():
+    plain = Generator(Decoder(CONFIG, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="no cross-attention"):
+        plain.generate(PROMPTS, max_new_tokens=1, memory=random_memory(2))
+
+
+def test_one_sampling_for_each_prompt_is_asked_for(generator):
+    with pytest.raises(ValueError, match="2 samplings for 4 prompts"):
+        generator.generate(PROMPTS, max_new_tokens=1, sampling=[Sampling()] * 2)

@@ -1,0 +1,91 @@
+"""What the verbs of the command line do."""
+
+import sys
+import time
+from pathlib import Path
+
+from user_llm import stages
+from user_llm.config import Experiment
+from user_llm.data import builders, inspect
+from user_llm.evaluation import benchmark as benchmarks
+from user_llm.evaluation import evaluate as evaluation
+from user_llm.evaluation import records, report
+from user_llm.evaluation.metrics import table
+from user_llm.runs import Run, data_path
+
+
+def run(
+    experiment: Experiment, folder: Path, verb: str, config: str = "", record: bool = False
+) -> None:
+    """Goes through the stages of an experiment that the verb names; each is resumed or skipped."""
+    made = Run(experiment, folder)
+    started = time.monotonic()
+    if verb in ("run", "pretrain") and experiment.pretrain.steps:
+        stages.pretrain(made)
+    if verb in ("run", "finetune") and experiment.finetune.steps:
+        for name in made.systems:
+            stages.finetune(made, name)
+    if verb != "run":
+        return
+    evaluate(folder)
+    if experiment.finetune.steps:
+        benchmark(folder)
+    write_report(folder)
+    if record:
+        store(made, config, time.monotonic() - started)
+
+
+def evaluate(folder: Path) -> None:
+    """Judges a run and prints the table."""
+    print(table(evaluation.evaluate(Run.open(folder))["rows"]))
+
+
+def benchmark(folder: Path) -> None:
+    """Times a run's system beside the text prompt and prints the table."""
+    print(benchmarks.table(benchmarks.inference(Run.open(folder))))
+
+
+def write_report(folder: Path) -> None:
+    print(f"report: {report.write(folder)}")
+
+
+def store(made: Run, config: str, seconds: float) -> None:
+    """Adds a run's figures, a record for each system, to the `results.json` beside its config."""
+    experiment, judged = made.experiment, evaluation.read(made)
+    for row in judged["rows"]:
+        record = records.Record(
+            run=f"{experiment.name}/{row['system']}",
+            config=Path(config).name,
+            command=" ".join(["user-llm", *sys.argv[1:]]),
+            commit=judged["commit"],
+            date=judged["date"],
+            device=judged["device"],
+            seconds=round(seconds, 1),
+            seed=experiment.seed,
+            dataset="_".join(filter(None, (experiment.data.name, experiment.data.version))),
+            protocol=protocol(experiment),
+            metrics=row["metrics"],
+        )
+        records.add(record, Path(config).parent)
+
+
+def protocol(experiment: Experiment) -> str:
+    """How a run's test events were chosen, as results name it."""
+    data = experiment.data
+    if (data.name, data.version, data.min_count, data.protocol) == (
+        "movielens",
+        "1m",
+        5,
+        "leave_one_out",
+    ):
+        return "sasrec_file"  # the same events, items and order as the SASRec project's file
+    return data.protocol
+
+
+def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:
+    path = data_path(str(source)) if source else None
+    print(builders.build(name, source=path, data_dir=data_dir, version=version))
+
+
+def data_inspect(folder: Path) -> None:
+    print(inspect.describe(folder))
