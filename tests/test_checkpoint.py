@@ -89,7 +89,7 @@ def test_restores_every_bit_with_step_config_and_metrics(two_steps):
 def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path, mesh):
     checkpoints = Checkpoints(tmp_path / "absent")
     assert checkpoints.restore(abstract(make_state(mesh()))) is None
-    assert (checkpoints.steps(), checkpoints.best_step()) == ([], None)
+    assert (checkpoints.steps(), checkpoints.best()) == ([], None)
     with pytest.raises(ValueError, match=r"absent holds no checkpoint"):
         checkpoints.restore_params({})
 
@@ -207,16 +207,28 @@ def test_keeps_the_latest_and_the_best(tmp_path, mesh):
     checkpoints = Checkpoints(tmp_path, keep=2)
     states = {step: make_state(mesh(), step) for step in range(1, 7)}
     for step, state in states.items():
-        checkpoints.save(step, state, config=CONFIG, best=step in (1, 3))
-    assert (checkpoints.steps(), checkpoints.best_step()) == ([3, 5, 6], 3)
+        metrics = {"score": float(step)}
+        checkpoints.save(step, state, config=CONFIG, metrics=metrics, best=step in (1, 3))
+    assert (checkpoints.steps(), checkpoints.best()) == ([3, 5, 6], (3, {"score": 3.0}))
+    assert checkpoints.best(until=2) is None
     assert checkpoints.restore(abstract(states[1])).step == 6
     assert bits(checkpoints.restore(abstract(states[1]), best=True).state) == bits(states[3])
 
 
 def test_without_a_best_the_newest_is_the_best(two_steps):
     checkpoints, states = two_steps
-    assert checkpoints.best_step() is None
+    assert checkpoints.best() is None
     assert checkpoints.restore(abstract(states[2]), best=True).step == 2
+
+
+def test_a_damaged_best_is_the_newest_instead(two_steps, caplog):
+    checkpoints, states = two_steps
+    checkpoints.save(1, states[1], config=CONFIG, best=True)
+    checkpoints.save(2, states[2], config=CONFIG)
+    (step_folder(checkpoints.folder, 1) / "manifest.json").write_text("{}")
+    assert checkpoints.best() is None
+    assert checkpoints.restore(abstract(states[2]), best=True).step == 2
+    assert re.search(r"00000001-\w+-best is DAMAGED", caplog.text)
 
 
 def test_a_step_may_be_saved_again(two_steps, mesh):
@@ -226,7 +238,7 @@ def test_a_step_may_be_saved_again(two_steps, mesh):
     other = make_state(mesh(2, 2, 2), 5)
     checkpoints.save(2, other, config=CONFIG, best=True)
     assert bits(checkpoints.restore(abstract(other)).state) == bits(other)
-    assert (checkpoints.steps(), checkpoints.best_step()) == ([1, 2], 2)
+    assert (checkpoints.steps(), checkpoints.best()) == ([1, 2], (2, {}))
     assert len(list(checkpoints.folder.iterdir())) == 2
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from random_decoders import random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import decoder_config, load_decoder
@@ -29,14 +30,8 @@ PROMPTS = [[5, 6, 7], [9], list(range(20, 33)), [1, 2, 3, 4, 5, 6, 7, 8]]
 
 @pytest.fixture(scope="module")
 def decoder():
-    @jax.jit
-    def make():
-        cross = CrossAttentionConfig(every=2, heads=2)
-        decoder = Decoder(CONFIG, rngs=nnx.Rngs(0), cross_attention=cross, lora=LoRAConfig(rank=2))
-        key = jax.random.key(1)  # as initialised, every row of logits is nearly flat
-        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), decoder)
-
-    return make()
+    cross = CrossAttentionConfig(every=2, heads=2)
+    return random_decoder(CONFIG, cross_attention=cross, lora=LoRAConfig(rank=2))
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,6 @@ def test_table_groups_columns_marks_the_best_contender_and_shows_what_is_missing
     groups, heading, _, oracle, ours, plain = text.splitlines()
     assert groups.index("test/next_item") < groups.index("test/favorite_category")
     assert heading.split() == ["system", "│", "recall@10", "│", "accuracy"]
-    assert oracle.split() == ["oracle", "│", "0.900", "│", "–"]  # noqa: RUF001
+    assert oracle.split() == ["oracle", "│", "0.900", "│", "–"]
     assert ours.split() == ["user_llm", "│", "0.310*", "│", "0.750*"]
     assert plain.split() == ["no_context", "│", "0.100", "│", "0.750*"]

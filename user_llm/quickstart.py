@@ -43,7 +43,7 @@ def config() -> Experiment:
                 vocab_size=1024,
                 hidden_size=96,
                 intermediate_size=256,
-                num_hidden_layers=4,
+                num_hidden_layers=2,
                 num_attention_heads=3,
                 num_key_value_heads=3,
                 head_dim=32,
@@ -52,28 +52,28 @@ def config() -> Experiment:
         ),
         system=SystemConfig(
             perceiver=PerceiverConfig(latents=8, layers=2, heads=4),
-            cross_attention=CrossAttentionConfig(every=2, heads=3, gate=0.5),
+            cross_attention=CrossAttentionConfig(every=1, heads=3, gate=0.5),
         ),
         pretrain=StageConfig(
-            steps=300,
+            steps=250,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
-            validate_every=100,
+            validate_every=125,
         ),
         warmup=StageConfig(
-            steps=150,
+            steps=120,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         finetune=FinetuneConfig(
-            steps=300,
-            batch_size=64,
-            optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20),
+            steps=200,
+            batch_size=48,
+            optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
             tasks={"next_item": 0.6, "favorite_category": 0.2, "review_generation": 0.2},
             history=50,
             max_tokens=48,
         ),
-        evaluation=EvaluationConfig(users=1000, max_new_tokens=32),
+        evaluation=EvaluationConfig(users=500, text_history=5, max_new_tokens=24),
     )
 
 

@@ -23,10 +23,10 @@ def config() -> Experiment:
         ),
         encoder=EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=128, dropout=0.2),
         pretrain=StageConfig(
-            steps=2000,
+            steps=1000,
             batch_size=64,
-            optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
-            validate_every=200,
+            optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
+            validate_every=250,
             checkpoint_every=100,
         ),
         system=SystemConfig(streams=()),

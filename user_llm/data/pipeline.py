@@ -4,13 +4,16 @@ A `Source` turns the numbers of examples into arrays. `batches` decides their or
 batch by process, and prepares ahead of the accelerator. To resume is to start at a later step.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Protocol, runtime_checkable
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from absl import flags
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from user_llm.data.dataset import Dataset
@@ -23,6 +26,7 @@ Rows = Int[np.ndarray, " B"]
 Arrays = dict[str, np.ndarray | dict[str, np.ndarray]]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Numbered examples; a row of a batch depends on its example and its seed alone."""
 
@@ -66,6 +70,7 @@ class Examples:
       targets: event indices; each is an example, its history the events before it.
       tasks: with the share of the examples that each gets.
       history: events that the timeline shows at most.
+      max_tokens: of a row at most; fewer where 99% of a sample of the examples need fewer.
       text_history: events of it that the prompt spells out.
     """
 
@@ -83,19 +88,28 @@ class Examples:
         self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
         self.tasks, shares = list(tasks), np.array(list(tasks.values()))
         self.shares = np.cumsum(shares / shares.sum())
-        self.history, self.max_tokens, self.text_history = history, max_tokens, text_history
+        self.history, self.limit, self.text_history = history, max_tokens, text_history
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def batch(self, rows: Rows, seeds: Rows) -> Arrays:
+        return self.timelines(rows) | pad(*self._tokens(rows, seeds), self.length)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of a row."""
+        rows = np.random.default_rng(0).integers(len(self), size=256)
+        needed = [len(p) + len(a) for p, a in zip(*self._tokens(rows, rows), strict=True)]
+        return min(self.limit, 8 * math.ceil(np.quantile(needed, 0.99) / 8))
+
+    def _tokens(self, rows: Rows, seeds: Rows) -> tuple[list[list[int]], list[list[int]]]:
         questions = [
             self.question(self._draw(target, seed), target)
-            for target, seed in zip(self.targets[rows], seeds, strict=True)
+            for target, seed in zip(self.targets[rows].tolist(), seeds.tolist(), strict=True)
         ]
         prompts = self.tokenizer.prompts([question.prompt for question in questions])
-        answers = self.tokenizer.answers([question.answer for question in questions])
-        return self.timelines(rows) | pad(prompts, answers, self.max_tokens)
+        return prompts, self.tokenizer.answers([question.answer for question in questions])
 
     def timelines(self, rows: Rows) -> Arrays:
         """The events and segments of these examples' histories."""
@@ -123,13 +137,21 @@ def order(examples: int, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 def local_batch(
-    source: Source, rows: Rows, *, seed: int, step: int, process: int, processes: int
+    step: int, *, source: Source, rows: grain.MapDataset, seed: int, own: Int[np.ndarray, " P"]
 ) -> Arrays:
-    """The part of a global batch that one of several processes makes."""
-    seeds = np.random.default_rng([seed, step]).integers(2**62, size=len(rows))
-    size = len(rows) // processes
-    mine = slice(process * size, (process + 1) * size)
-    return source.batch(rows[mine], seeds[mine])
+    """The part of a step's global batch that a process makes: its rows at the places `own`."""
+    chosen = rows[step]
+    seeds = np.random.default_rng([seed, step]).integers(2**62, size=len(chosen))
+    return source.batch(chosen[own], seeds[own])
+
+
+def own_places(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " P"]:
+    """The places in a global batch whose rows lie on this process's devices, in order.
+
+    They need not be neighbours, and processes that share a tensor axis hold the same ones.
+    """
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
 def batches(
@@ -153,19 +175,12 @@ def batches(
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(f"batch_size={batch_size} must be a multiple of data x fsdp = {parts}")
-    rows, process, processes = order(len(source), batch_size, seed), *_processes()
-
-    def make(step: int) -> Arrays:
-        own = {"seed": seed, "step": step, "process": process, "processes": processes}
-        return local_batch(source, rows[step], **own)
-
+    rows, own = order(len(source), batch_size, seed), own_places(sharding, batch_size)
+    make = partial(local_batch, source=source, rows=rows, seed=seed, own=own)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     local = grain.MapDataset.range(start, steps).map(make).to_iter_dataset(options)
     if workers:
+        flags.FLAGS.mark_as_parsed()  # the workers read grain's, which no absl app has parsed
         local = local.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     for batch in local:
         yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
-def _processes() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()

@@ -121,7 +121,8 @@ def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int
     rng = np.random.default_rng(seed)
     questions = []
     for task in tasks:
-        fitting = [event for event in rng.permutation(events)[:PRACTICE] if task.fits(event)]
+        drawn = rng.permutation(events)[:PRACTICE].tolist()
+        fitting = [event for event in drawn if task.fits(event)]
         asked = [task.ask(np.array([event]), event) for event in fitting]
         if asked:
             listed = [Question(asked[0].prompt, answer) for answer in task.candidates()]

@@ -56,7 +56,9 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens with the beginning-of-sequence token before them, if there is one."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 NDCG_DEPTH = 10
 RECALL_DEPTHS = (1, 5, NDCG_DEPTH)
 BLEU_ORDERS = 4  # n-grams of up to four tokens, as in the paper
-MISSING = "–"  # noqa: RUF001
+MISSING = "–"
 BOUNDS = {"oracle"}  # knows what no system can: shown, but no contender
 
 M = TypeVar("M", bound="Metric")

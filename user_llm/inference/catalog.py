@@ -135,6 +135,7 @@ class Beams(NamedTuple):
     nodes: Int[Array, "B W"]
     scores: Float[Array, "B W"]  # log-probability of the tokens so far; -inf: no prefix
     parents: Int[Array, "B W"]  # the column that an unfinished one continues
+    tokens: Int[Array, "B W"]  # the last of each
 
 
 def beam_search(
@@ -158,25 +159,29 @@ def beam_search(
       exclude: True for the items that a user is not to be given, such as those seen.
 
     Raises:
-      ValueError: as `Generator.start`.
+      ValueError: as `Generator.start`, or `exclude` is not of as many prompts and items.
     """
+    if exclude is not None and exclude.shape != (wanted := (len(prompts), len(catalog))):
+        raise ValueError(f"exclude has shape {exclude.shape}, prompts and items want {wanted}")
     logits, state = generator.start(prompts, memory, prefix, catalog.depth)
     kept = np.ones((1, len(catalog)), bool) if exclude is None else ~exclude[:, catalog.order]
     before = jnp.asarray(np.pad(kept.cumsum(1, dtype=np.int32), ((0, 0), (1, 0))))
     shape = (len(prompts), beam)
     scores = jnp.full(shape, -jnp.inf).at[:, 0].set(0.0)
-    beams = Beams(jnp.zeros(shape, jnp.int32), scores, jnp.zeros(shape, jnp.int32))
-    logits, layers, width, fan = logits[:, None], None, beam, int(catalog.table.degree[0])
+    none = jnp.zeros(shape, jnp.int32)
+    beams = Beams(none, scores, none, none)
+    logits, layers, fan = logits[:, None], None, int(catalog.table.degree[0])
     for depth in range(catalog.depth):
-        beams, open_ = _select(catalog.table, before, beams, logits, bucket(fan))
-        widest, fan = open_.tolist()
+        beams, unfinished = _select(catalog.table, before, beams, logits, bucket(fan))
+        widest, fan = unfinished.tolist()
         if not widest:
             break
+        width = beam
         while width // 2 >= widest:
             width //= 2
         layers = _reorder(state, layers, beams.parents, width, bucket(depth + 1))
         logits, layers = _extend(
-            generator.graphdef, generator.params, catalog.table.token, state, layers, beams, depth
+            generator.graphdef, generator.params, state, layers, beams.tokens, depth
         )
     return _items(catalog, np.asarray(beams.nodes), np.asarray(beams.scores), kept, beam)
 
@@ -219,7 +224,8 @@ def _select(table, before, beams, logits, fan):
     parents = jnp.take_along_axis(flat(parents, jnp.zeros_like(beams.nodes)), best, axis=1)
     degree = jnp.where(jnp.isfinite(scores), table.degree[nodes], 0)
     order = jnp.argsort(degree == 0, axis=1, stable=True)
-    beams = Beams(*(jnp.take_along_axis(x, order, axis=1) for x in (nodes, scores, parents)))
+    columns = (nodes, scores, parents, table.token[nodes])
+    beams = Beams(*(jnp.take_along_axis(x, order, axis=1) for x in columns))
     return beams, jnp.stack([(degree > 0).sum(1).max(), degree.max()])
 
 
@@ -245,8 +251,8 @@ def _reorder(state, layers, parents, width, slots):
     return [(move(keys, 4), move(values, 3)) for keys, values in layers]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _extend(graphdef, params, token, state, layers, beams, depth):
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _extend(graphdef, params, state, layers, tokens, depth):
     """Logits after every unfinished beam's last token, and the keys and values with it."""
     decoder = nnx.merge(graphdef, params)
     width, slots = layers[0][0].shape[2], layers[0][0].shape[-1]
@@ -255,7 +261,7 @@ def _extend(graphdef, params, token, state, layers, beams, depth):
     own = jnp.broadcast_to(jnp.arange(slots) <= depth, (len(seen), slots))
     mask = jnp.concatenate([seen, own], axis=1)[:, None]
     caches = [BeamCache(p, *x, depth) for p, x in zip(state.caches, layers, strict=True)]
-    x = decoder.embed(token[beams.nodes[:, :width]])
+    x = decoder.embed(tokens[:, :width])
     x, caches = forward(decoder, x, positions, mask, caches, state.crossed)
     return x @ decoder.head(), [(cache.keys, cache.values) for cache in caches]
 

@@ -1,5 +1,7 @@
 """Streams: whatever knows something about a user turns a batch into a Memory."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -27,12 +29,12 @@ class TimelineStream(nnx.Module):
         self.age = nnx.Param(init(rngs.params(), shape), **axes(None, "embed"))
         self.perceiver = Perceiver(perceiver, self.width, rngs=rngs) if perceiver.latents else None
 
-    def __call__(self, batch: dict[str, Array]) -> Memory:
+    def __call__(self, batch: dict[str, Any]) -> Memory:
         """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0."""
         tokens, mask = self.tokens(batch)
         return self.perceiver(tokens, mask) if self.perceiver else Memory(tokens, mask)
 
-    def tokens(self, batch: dict[str, Array]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+    def tokens(self, batch: dict[str, Any]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """One vector per event, before compression, and which of them there are."""
         events, segments = batch["events"], batch["segments"]
         mask = segments > 0
@@ -40,7 +42,7 @@ class TimelineStream(nnx.Module):
         x = jnp.concatenate([states, self.encoder.embed(events)], axis=-1)
         return x + self.age[...].astype(x.dtype)[event_ages(mask)], mask
 
-    def weights(self, batch: dict[str, Array]) -> Float[Array, "B M T"]:
+    def weights(self, batch: dict[str, Any]) -> Float[Array, "B M T"]:
         """What share of each memory token comes from each event."""
         tokens, mask = self.tokens(batch)
         if self.perceiver:

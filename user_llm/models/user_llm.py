@@ -57,7 +57,7 @@ class UserLLM(nnx.Module):
             rngs=rngs,
         )
 
-    def memories(self, batch: dict[str, Array]) -> dict[str, Memory]:
+    def memories(self, batch: dict[str, Any]) -> dict[str, Memory]:
         """What each stream knows of the batch's users; depends on the users alone."""
         return {name: stream(batch) for name, stream in self.streams.items()}
 
@@ -70,11 +70,11 @@ class UserLLM(nnx.Module):
         masks = [m.mask for m in memories.values()]
         return Memory(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
 
-    def hidden(self, batch: dict[str, Array]) -> Float[Array, "B T D"]:
+    def hidden(self, batch: dict[str, Any]) -> Float[Array, "B T D"]:
         """The decoder's last hidden states for `batch["tokens"]`."""
         return self.read(batch, self.fuse(self.memories(batch)))
 
-    def read(self, batch: dict[str, Array], memory: Memory | None) -> Float[Array, "B T D"]:
+    def read(self, batch: dict[str, Any], memory: Memory | None) -> Float[Array, "B T D"]:
         """The same, given the memory."""
         x = self.decoder.embed(batch["tokens"])
         if memory is None or self.system.fusion == "cross_attention":
@@ -82,7 +82,7 @@ class UserLLM(nnx.Module):
         prefixed = jnp.concatenate([memory.tokens, x], axis=1)
         return self.decoder.hidden(prefixed)[:, memory.tokens.shape[1] :]
 
-    def attention(self, batch: dict[str, Array]) -> Float[Array, "G B T E"]:
+    def attention(self, batch: dict[str, Any]) -> Float[Array, "G B T E"]:
         """What share of its look at the timeline each cross-attention gives to each event.
 
         For every token; the shares of a token are 1 in sum, unless it sees latents alone.
@@ -93,7 +93,7 @@ class UserLLM(nnx.Module):
         shares = jnp.einsum("gbtm,bme->gbte", looks[..., : events.shape[1]], events)
         return shares / jnp.maximum(shares.sum(-1, keepdims=True), 1e-9)
 
-    def __call__(self, batch: dict[str, Array]) -> Float[Array, "B T V"]:
+    def __call__(self, batch: dict[str, Any]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
         return self.hidden(batch) @ self.decoder.head()
 

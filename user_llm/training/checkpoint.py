@@ -36,6 +36,13 @@ class Restored(NamedTuple):
     metrics: dict[str, float]
 
 
+class Best(NamedTuple):
+    """When a stage was at its best, and how good it was."""
+
+    step: int
+    metrics: dict[str, float]
+
+
 class Checkpoints:
     """The checkpoints of one stage of one run: the latest `keep`, and the best.
 
@@ -50,9 +57,18 @@ class Checkpoints:
         """The steps that were saved, in ascending order."""
         return sorted({_step(path) for path in self._newest_first()})
 
-    def best_step(self) -> int | None:
-        """The step last saved as the best."""
-        return next((_step(path) for path in self._newest_first() if _is_best(path)), None)
+    def best(self, until: int | None = None) -> Best | None:
+        """What was last saved as the best, at step `until` or before; reads no arrays."""
+        for path in self._newest_first():
+            if not _is_best(path) or (until is not None and _step(path) > until):
+                continue
+            try:
+                manifest = _read_manifest(path)
+            except _DamageError as damage:
+                logger.warning("checkpoint %s is DAMAGED and passed over: %s", path, damage)
+                continue
+            return Best(manifest["step"], manifest["metrics"])
+        return None
 
     def save(
         self,
@@ -87,7 +103,7 @@ class Checkpoints:
             for remains in self.folder.glob(".*.tmp"):
                 shutil.rmtree(remains)
         multihost_utils.sync_global_devices("checkpoint folder is free")
-        ocp.save(temporary / "state", leaves)
+        ocp.save(str(temporary / "state"), leaves)
         if jax.process_index() == 0:
             (temporary / "manifest.json").write_bytes(text)
             temporary.rename(self.folder / name)
@@ -128,7 +144,8 @@ class Checkpoints:
         self, abstract: Any, best: bool, prefixes: tuple[str, ...], whole: bool
     ) -> Restored | None:
         paths = self._newest_first()
-        paths = (best and [path for path in paths if _is_best(path)]) or paths
+        if best:
+            paths.sort(key=lambda path: not _is_best(path))
         damages = []
         for path in paths:
             try:
@@ -190,7 +207,7 @@ def _sha256(x: jax.Array) -> str:
         x = jax.random.key_data(x)
     here = x.is_fully_addressable or x.is_fully_replicated
     whole = np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
-    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -203,7 +220,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         text = (path / "manifest.json").read_bytes()
     except OSError as error:
         raise _DamageError(f"manifest.json cannot be read ({error})") from error
-    if _manifest_hash(text) != NAME.fullmatch(path.name)[2]:
+    if _manifest_hash(text) != path.name.split("-")[1]:
         raise _DamageError("manifest.json does not have the hash in the folder's name")
     return json.loads(text)
 
@@ -213,7 +230,7 @@ def _read_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, dict]) -> 
     context.pytree.loading.partial_load = True
     try:
         with context:
-            leaves = ocp.load(path / "state", wanted)
+            leaves = ocp.load(str(path / "state"), wanted)
     except Exception as error:  # from damaged files Orbax raises nearly anything, at great length
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise _DamageError(f"Orbax cannot read it ({reason})") from error

@@ -1,7 +1,8 @@
 """One stage of training: its state, its compiled step, and the order of operations around it.
 
-For every step: take the batch, step, and then, where due, in this order: log (a loss that is not
-finite ends the run here, before it can be saved), validate, save, stop.
+For every step: take the batch, step, and then, where due, in this order: log (a loss or a gradient
+that is not finite ends the run here, before it can be saved), validate, save, stop. Whatever is
+validated or saved is logged before.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 
 from user_llm.config import StageConfig
 from user_llm.sharding import shardings
-from user_llm.training.checkpoint import Checkpoints, Restored
+from user_llm.training.checkpoint import Best, Checkpoints
 from user_llm.training.optim import make_optimizer
 from user_llm.training.tracking import Tracker
 
@@ -64,8 +65,13 @@ def merge(*trees: Params) -> Params:
     """Nested dicts with disjoint leaves as one."""
     flat = {}
     for tree in trees:
-        flat |= traverse_util.flatten_dict(tree)
+        flat |= flatten(tree)
     return traverse_util.unflatten_dict(flat)
+
+
+def flatten(tree: Params) -> dict[tuple, Any]:
+    """Leaves by path."""
+    return traverse_util.flatten_dict(tree)
 
 
 def graft(tree: Params, given: Params) -> Params:
@@ -74,7 +80,7 @@ def graft(tree: Params, given: Params) -> Params:
     Raises:
       ValueError: naming every leaf whose shape differs.
     """
-    flat, new = traverse_util.flatten_dict(tree), traverse_util.flatten_dict(given)
+    flat, new = flatten(tree), flatten(given)
     wrong = [
         f"{'.'.join(map(str, k))}: {new[k].shape} given, {v.shape} wanted"
         for k, v in flat.items()
@@ -115,7 +121,8 @@ def setup(
     """
 
     def build(key):
-        _, moved, frozen = nnx.split(make_model(rngs=nnx.Rngs(key)), trained, ...)
+        model = make_model(rngs=nnx.Rngs(key))
+        _, moved, frozen = cast(tuple[Any, ...], nnx.split(model, trained, ...))
         return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved))
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
@@ -144,8 +151,9 @@ def make_train_step(
             return loss(model, batch, jax.random.fold_in(key, state.step))
 
         (value, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
-        updates, opt = tx.update(grads, state.opt, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, opt = tx.update(grads, state.opt, state.trained)
+        trained = cast(Params, optax.apply_updates(state.trained, updates))
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, trained, state.frozen, opt)
         return new, metrics
@@ -177,48 +185,44 @@ def fit(
       The parameters of the best validation, or the last ones where nothing is validated.
 
     Raises:
-      FloatingPointError: the loss is not finite; names the step.
+      FloatingPointError: the loss or its gradient is not finite; names the step.
       SystemExit: with code 42 after a SIGTERM, once the state is saved.
     """
     cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
     graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh)
-    with jax.set_mesh(mesh), Preemption() as preemption:
-        restored = checkpoints.restore(abstract)
-        state = restored.state if restored else start(stage, abstract, init, seed)
-        step = restored.step if restored else 0
-        known = checkpoints.best_step() is not None
-        best = checkpoints.restore(abstract, best=True) if known else None
+    restored = checkpoints.restore(abstract)
+    state = restored.state if restored else start(stage, abstract, init, seed)
+    step = restored.step if restored else 0
+    best = checkpoints.best(until=step)
+    if not over(cfg, step, best):
         train_step = make_train_step(graphdef, stage.loss, tx, abstract)
-        validated = stage.validate is not None and cfg.validate_every > 0
-        meter = Meter()
-        with Tracker(folder, total=cfg.steps, step=step, name=name) as tracker:
-            batches = stage.batches(step)
-            while step < cfg.steps and not exhausted(cfg, best, step):
-                state, metrics = train_step(state, next(batches), jax.random.key(seed))
+        key, batches, meter = jax.random.key(seed), stage.batches(step), Meter()
+        tracker = Tracker(folder, total=cfg.steps, step=step, name=name)
+        with jax.set_mesh(mesh), Preemption() as preemption, tracker:
+            while not over(cfg, step, best):
+                state, metrics = train_step(state, next(batches), key)
                 step += 1
                 meter.add(step, metrics)
                 stop = preemption.asked
-                last = step == cfg.steps or stop
-                save = last or step % cfg.checkpoint_every == 0
-                if save or step % cfg.log_every == 0:
+                save = stop or step == cfg.steps or step % cfg.checkpoint_every == 0
+                validate = stage.validate if validates(cfg, step) else None
+                if save or validate or step % cfg.log_every == 0:
                     tracker.log(step, meter.flush())
-                improved, figures = False, {}
-                if validated and not stop and (last or step % cfg.validate_every == 0):
-                    figures = stage.validate(state.params)
+                figures, improved = {}, False
+                if validate:
+                    figures = validate(state.params)
                     tracker.log(step, figures)
+                    meter = Meter()  # the rates are those of training alone
                     improved = best is None or score(figures) > score(best.metrics)
-                if save or improved:
+                    best = Best(step, figures) if improved else best
+                if save or improved or over(cfg, step, best):
                     checkpoints.save(step, state, config=config, metrics=figures, best=improved)
-                if improved:
-                    best = Restored(step, None, config, figures)
                 if stop:
                     raise SystemExit(PREEMPTED)
-                if figures:
-                    meter = Meter()  # the rates are those of training alone
-        if best is not None and best.step != step:
-            state = checkpoints.restore(abstract, best=True).state
-        return state.params
+    if best and best.step != step and (restored := checkpoints.restore(abstract, best=True)):
+        state = restored.state
+    return state.params
 
 
 def start(stage: Stage, abstract: TrainState, init: Callable, seed: int) -> TrainState:
@@ -237,11 +241,16 @@ def score(figures: dict[str, float]) -> float:
     return next(iter(figures.values()))
 
 
-def exhausted(config: StageConfig, best: Restored | None, step: int) -> bool:
-    """Whether `patience` validations have passed since the best one."""
-    if best is None or not config.patience:
-        return False
-    return step - best.step >= config.patience * config.validate_every
+def validates(config: StageConfig, step: int) -> bool:
+    """Whether a stage is validated after this step: every so often, and at its end."""
+    every = config.validate_every
+    return every > 0 and (step % every == 0 or step == config.steps)
+
+
+def over(config: StageConfig, step: int, best: Best | None) -> bool:
+    """Whether all steps are done, or `patience` validations have passed since the best one."""
+    patience = config.patience * config.validate_every
+    return step >= config.steps or (best is not None and 0 < patience <= step - best.step)
 
 
 class Meter:
@@ -257,14 +266,16 @@ class Meter:
         """The means since the last time, and how many events and tokens there were a second.
 
         Raises:
-          FloatingPointError: a loss was not finite.
+          FloatingPointError: a loss or its gradient was not finite.
         """
         steps, rows = zip(*jax.device_get(self.pending), strict=True)
         for step, row in zip(steps, rows, strict=True):
-            if not math.isfinite(row["loss"]):
+            loss, norm = row["loss"], row["grad_norm"]
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise FloatingPointError(
-                    f"the loss is {row['loss']} at step {step}; nothing was saved since. Lower "
-                    "optim.learning_rate or optim.clip, then run again to resume before it"
+                    f"the loss is {loss} at step {step}, the norm of its gradient {norm}; nothing "
+                    "was saved since. Lower optim.learning_rate or optim.clip, then run again to "
+                    "resume before it"
                 )
         seconds = time.monotonic() - self.started
         self.pending, self.started = [], time.monotonic()

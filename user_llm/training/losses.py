@@ -1,7 +1,10 @@
 """What each stage minimises. Every loss is a mean over the tokens or events that count."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder, unit
@@ -59,8 +62,8 @@ def sampled_cross_entropy(
 
     Half of the negatives are drawn uniformly, half among the batch's own targets, which follow
     popularity. Each logit is corrected by the log of its expected count in the sample (log-Q,
-    arXiv 1412.2007, section 3), so the expected normaliser is the full one. Draws that hit a
-    row's own target do not count for that row.
+    arXiv 1412.2007, section 3), so the expected normaliser is that of all known items. Draws that
+    hit a row's own target do not count for that row.
     """
     size, flat = table.shape[0], weights.reshape(-1)
     frequency = jnp.zeros(size).at[targets.reshape(-1)].add(flat) / jnp.maximum(flat.sum(), 1e-9)
@@ -94,8 +97,9 @@ def next_event(
         weights = (follows & (targets >= FIRST_KNOWN)).astype(jnp.float32)
         if feature.name != encoder.item:
             head = encoder.heads[feature.name]
+            kernel, bias = head.kernel[...], cast(nnx.Param, head.bias)[...]
             scaled = jnp.concatenate([states, jnp.ones_like(states[..., :1])], axis=-1)
-            matrix = jnp.concatenate([head.kernel[...], head.bias[...][None]])
+            matrix = jnp.concatenate([kernel, bias[None]])
             total = cross_entropy(scaled, matrix.astype(states.dtype), targets, weights)
         elif encoder.config.negatives:
             total = sampled_cross_entropy(

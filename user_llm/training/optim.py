@@ -4,24 +4,25 @@ import optax
 
 from user_llm.config import OptimConfig
 
+FLOOR = 1 / 20  # of the peak rate, where a cosine ends
+
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm, its rate by the schedule over `steps`."""
-    if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0 if config.warmup_steps else config.learning_rate,
-            config.learning_rate,
-            config.warmup_steps,
-            max(steps, config.warmup_steps + 1),
-            end_value=config.learning_rate / 20,
-        )
-    else:
-        rate = optax.warmup_constant_schedule(
-            0.0 if config.warmup_steps else config.learning_rate,
-            config.learning_rate,
-            config.warmup_steps,
-        )
+    rate = learning_rate(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay),
     )
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """From 0 straight up to the peak, then constant or down a cosine that ends with `steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), FLOOR)
+    else:
+        rate = optax.constant_schedule(peak)
+    if not warmup:
+        return rate
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rate], [warmup])

@@ -1,0 +1,50 @@
+"""A decoder of 3 M parameters reads MovieLens 1M users by cross-attention and names the next film.
+
+USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py
+USER_LLM_DATA=... user-llm run configs/movielens_1m/cross_attention.py --record
+"""
+
+from pathlib import Path
+
+from user_llm.cli import load_config
+from user_llm.config import (
+    CrossAttentionConfig,
+    EvaluationConfig,
+    Experiment,
+    FinetuneConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    PerceiverConfig,
+    StageConfig,
+    SystemConfig,
+)
+
+
+def config() -> Experiment:
+    encoder = load_config(str(Path(__file__).with_name("encoder.py")))
+    return encoder.model_copy(
+        update={
+            "name": "movielens_1m_cross_attention",
+            "encoder_from": f"runs/{encoder.name}",
+            "language_model": LanguageModelConfig(weights="models/stories3M"),
+            "system": SystemConfig(
+                perceiver=PerceiverConfig(latents=0),  # one memory token per event
+                cross_attention=CrossAttentionConfig(every=1, heads=6, gate=0.5),
+            ),
+            "warmup": StageConfig(
+                steps=350,
+                batch_size=64,
+                optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
+            ),
+            "finetune": FinetuneConfig(
+                steps=900,
+                batch_size=64,
+                optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
+                tasks={"next_item": 1.0},
+                history=50,
+                max_tokens=28,  # 9 of 10 titles fit whole; the warm-up has taught their ends
+                checkpoint_every=100,
+            ),
+            "evaluation": EvaluationConfig(beam=20, baselines=("shuffled_memory",)),
+        }
+    )

@@ -1,0 +1,134 @@
+"""An example shows a history, asks about the event after it, and shows nothing of its future."""
+
+import numpy as np
+import pytest
+import timelines_made
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.data.features import KNOWN
+from user_llm.data.pipeline import Examples
+from user_llm.data.tasks import TASKS, FavoriteCategory, NextItem, ReviewGeneration
+from user_llm.data.text import Tokenizer
+from user_llm.data.timelines import user_of
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda n: max(n) > 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    words = [timelines_made.title(i) for i in range(40)] + [
+        timelines_made.review(e) for e in range(40)
+    ]
+    words += ["The next film: Review of ( stars): The favorite genre: Drama, Action, Comedy"]
+    return Tokenizer.train(words * 3, 500, tmp_path_factory.mktemp("tokenizer"))
+
+
+def make(tokenizer, data, tasks, *, history=4, max_tokens=512, text_history=0):
+    """Every event with one before it as an example; a data set of which item = event."""
+    events = np.arange(len(data.item))
+    targets = events[~np.isin(events, data.offsets)]
+    return Examples(
+        data,
+        targets,
+        {TASKS[name](data): share for name, share in tasks.items()},
+        tokenizer,
+        history=history,
+        max_tokens=max_tokens,
+        text_history=text_history,
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(LENGTHS, st.integers(1, 6), st.integers(0, 6), st.sampled_from(sorted(TASKS)))
+def test_nothing_shown_is_as_late_as_the_target(tokenizer, lengths, history, told, task):
+    data = timelines_made.dataset(timelines_made.lengths_to_items(lengths))
+    source = make(
+        tokenizer, data, {task: 1.0, "next_item": 0.1}, history=history, text_history=told
+    )
+    rows = np.arange(len(source))
+    batch = source.batch(rows, rows)
+    for row, target in enumerate(source.targets.tolist()):
+        start = data.offsets[user_of(np.array([target]), data.offsets)[0]]
+        shown = batch["events"]["item"][row] - KNOWN  # each event's item is its number
+        there = batch["segments"][row] > 0
+        assert shown[there].tolist() == list(range(start, target))[-history:]
+        for values in batch["events"].values():
+            assert not values[row][~there].any()
+        spelled = shown[there][max(0, there.sum() - told) :]
+        for question in (source.question(t, target) for t in source.tasks if t.fits(target)):
+            *lines, _ = question.prompt.splitlines()
+            assert [line.split(" (")[0] for line in lines] == [
+                timelines_made.title(event) for event in spelled
+            ]
+            later = filter(None, map(timelines_made.review, range(target, len(data.item))))
+            assert not any(review in question.prompt for review in later)
+
+
+@settings(deadline=None, max_examples=30)
+@given(LENGTHS, st.integers(0, 99), st.integers(8, 80), st.integers(0, 3))
+def test_weights_cover_exactly_the_tokens_of_the_answer(tokenizer, lengths, seed, room, told):
+    data = timelines_made.dataset(timelines_made.lengths_to_items(lengths))
+    tasks = {"next_item": 1.0, "favorite_category": 1.0}
+    source = make(tokenizer, data, tasks, max_tokens=room, text_history=told)
+    rows = np.arange(len(source))
+    batch = source.batch(rows, rows + seed)
+    assert batch["tokens"].shape == batch["weights"].shape == (len(rows), room)
+    for row, target in enumerate(source.targets.tolist()):
+        questions = [source.question(task, target) for task in source.tasks]
+        answers = tokenizer.answers([question.answer for question in questions])
+        weighed = batch["tokens"][row][batch["weights"][row] == 1].tolist()
+        assert weighed in [answer[: room - 1] for answer in answers]
+        (places,) = np.nonzero(batch["weights"][row])
+        assert (np.diff(places) == 1).all()
+        assert places[0] > 0
+        assert not batch["tokens"][row][places[-1] + 1 :].any()
+
+
+def test_a_batch_reads_as_prompt_and_answer(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([6, 4]))
+    source = make(tokenizer, data, {"next_item": 1.0}, text_history=2)
+    row = source.targets.tolist().index(8)
+    batch = source.batch(np.array([row]), np.array([0]))
+    answer = int(batch["weights"][0].sum())
+    (length,) = np.flatnonzero(batch["tokens"][0])[-1:] + 1
+    assert tokenizer.decode(batch["tokens"][0, :length].tolist()) == (
+        "Film 6 of many (Drama, 2)\nFilm 7 of many (Comedy, Drama, 3)\n"
+        "The next film: Film 8 of many"
+    )
+    ids = batch["tokens"][0, length - answer : length].tolist()
+    assert tokenizer.decode(ids) == "Film 8 of many"
+
+
+def test_the_favorite_is_that_of_the_history_shown(tokenizer):
+    data = timelines_made.dataset([[1, 1, 1, 3, 3, 0]])  # three dramas, then two action films
+    for history, favorite in ((5, "Drama"), (4, "Action"), (2, "Action")):
+        source = make(tokenizer, data, {"favorite_category": 1.0}, history=history)
+        assert source.question(source.tasks[0], 5).answer == favorite
+
+
+def test_only_reviews_tell_reviews(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([6]))
+    tasks = {name: 1.0 for name in sorted(TASKS)}
+    source = make(tokenizer, data, tasks, text_history=4)
+    told = {task.name: source.question(task, 5).prompt for task in source.tasks}
+    assert "note 4 ends" in told["review_generation"]
+    assert "note" not in told["next_item"] + told["favorite_category"]
+
+
+def test_tasks_get_their_shares_of_the_examples(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([30]))
+    tasks = {"next_item": 3.0, "favorite_category": 1.0, "review_generation": 0.0}
+    source = make(tokenizer, data, tasks)
+    drawn = [source._draw(4, seed).name for seed in range(2000)]
+    assert abs(drawn.count("next_item") / 2000 - 0.75) < 0.03
+    assert "review_generation" not in drawn
+
+
+def test_an_event_without_a_review_is_asked_something_else(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([7]))
+    source = make(tokenizer, data, {"review_generation": 1.0, "next_item": 1e-9})
+    kinds = [type(source._draw(target, 0)) for target in range(1, 7)]
+    wanted = [ReviewGeneration if timelines_made.review(e) else NextItem for e in range(1, 7)]
+    assert kinds == wanted
+    assert FavoriteCategory not in kinds

@@ -1,0 +1,205 @@
+"""Losses against the plain formulas in float64, one pair or token at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, SystemConfig
+from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.user_llm import UserLLM
+from user_llm.training import losses
+
+VOCAB, WIDTH = 11, 8
+FEATURES = (
+    FeatureConfig(name="item", kind="categorical", size=VOCAB, predicted=True),
+    FeatureConfig(name="rating", kind="categorical", size=5, predicted=True),
+    FeatureConfig(name="genres", kind="bag", size=6),
+)
+ENCODER = EncoderConfig(
+    window=12, embed=WIDTH, feature_embed=4, heads=1, mlp=8, layers=1, temperature=0.5, dropout=0
+)
+SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2]], np.int32)
+
+
+next_event, answer = jax.jit(losses.next_event), jax.jit(losses.answer)
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def case(batch, length):
+    """Hidden states, head, targets and uneven weights, some of them 0."""
+    rng = np.random.default_rng(length)
+    weights = rng.uniform(size=(batch, length)) * (rng.uniform(size=(batch, length)) < 0.7)
+    targets = rng.integers(VOCAB, size=(batch, length))
+    return numbers(batch, length, WIDTH), numbers(WIDTH, VOCAB, seed=1), targets, weights
+
+
+def plain_cross_entropy(hidden, head, targets, weights):
+    """The sum, and its gradients by hidden and head: (softmax - one_hot) times the rest."""
+    logs = log_softmax(hidden @ head)
+    total = -(np.take_along_axis(logs, targets[..., None], -1)[..., 0] * weights).sum()
+    error = (np.exp(logs) - np.eye(VOCAB)[targets]) * weights[..., None]
+    return total, error @ head.T, np.einsum("btd,btv->dv", hidden, error)
+
+
+# Of a batch of three, the chunks have 2, 2, 3, 1 and all the steps of time.
+@pytest.mark.parametrize(("length", "chunk"), [(1, 6), (5, 6), (7, 10), (7, 1), (7, 512)])
+def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    hidden, head, targets, weights = case(3, length)
+    fixed = jnp.array(targets, jnp.int32), jnp.array(weights, jnp.float32)
+    gradient = jax.value_and_grad(lambda h, w: losses.cross_entropy(h, w, *fixed), argnums=(0, 1))
+    found, (by_hidden, by_head) = jax.jit(gradient)(
+        jnp.array(hidden, jnp.float32), jnp.array(head, jnp.float32)
+    )
+    wanted = plain_cross_entropy(hidden, head, targets, weights)
+    np.testing.assert_allclose(found, wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(by_hidden, wanted[1], atol=1e-5)
+    np.testing.assert_allclose(by_head, wanted[2], atol=1e-5)
+
+
+def test_cross_entropy_never_holds_all_logits(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 6)
+    program = str(jax.make_jaxpr(jax.grad(losses.cross_entropy))(*in_jax(case(3, 40))))
+    assert f"f32[6,{VOCAB}]" in program
+    assert not any(f"f32[{shape},{VOCAB}]" in program for shape in ("3,40", "120", "20,6"))
+
+
+def in_jax(arrays):
+    kinds = (jnp.float32, jnp.float32, jnp.int32, jnp.float32)
+    return [jnp.array(x, kind) for x, kind in zip(arrays, kinds, strict=True)]
+
+
+def sampled(negatives, keys, weights=None):
+    """The sampled losses of a batch for many keys, and the batch's logits."""
+    hidden, head, _, given = case(2, 4)
+    targets = np.array([[2, 3, 3, 9], [3, 4, 10, 2]])
+    arrays = in_jax((hidden, head.T, targets, given if weights is None else weights))
+    keys = jax.random.split(jax.random.key(0), keys)
+    loss = jax.jit(jax.vmap(lambda key: losses.sampled_cross_entropy(*arrays, negatives, key)))
+    return np.asarray(loss(keys), np.float64), hidden @ head, targets
+
+
+@pytest.mark.parametrize("place", [(0, 1), (1, 3)])
+def test_the_sampled_normaliser_is_on_average_that_of_all_known_items(place):
+    """From one row's loss = log(e^own + sum) - own follows the sum over its negatives."""
+    weights = np.zeros((2, 4))
+    weights[place] = 1
+    found, logits, targets = sampled(4, 20_000, weights)
+    logits, own = logits[place], targets[place]
+    sums = np.exp(logits[own]) * np.expm1(found)
+    others = [item for item in range(losses.FIRST_KNOWN, VOCAB) if item != own]
+    error = sums.std() / len(sums) ** 0.5
+    assert abs(sums.mean() - np.exp(logits[others]).sum()) < 4 * error
+    assert error < 0.02 * sums.mean()
+
+
+def test_many_negatives_come_close_to_the_full_softmax():
+    found, logits, targets = sampled(50_000, 2)
+    logs = log_softmax(logits[..., losses.FIRST_KNOWN :])
+    own = np.take_along_axis(logs, targets[..., None] - losses.FIRST_KNOWN, -1)[..., 0]
+    np.testing.assert_allclose(found, -(own * case(2, 4)[3]).sum(), rtol=5e-3)
+
+
+def test_draws_of_the_own_target_do_not_count():
+    """With a single known item every draw is the target: nothing is lost, and nothing moves."""
+    hidden, table, weights = jnp.ones((1, 2, 4)), jnp.ones((3, 4)), jnp.ones((1, 2))
+    targets = jnp.full((1, 2), losses.FIRST_KNOWN)
+    gradient = jax.value_and_grad(losses.sampled_cross_entropy)
+    loss, moves = jax.jit(gradient, static_argnums=4)(
+        hidden, table, targets, weights, 5, jax.random.key(0)
+    )
+    assert loss == 0
+    np.testing.assert_array_equal(moves, np.zeros_like(hidden))
+
+
+def timelines():
+    """Events of two packed rows, with values that are missing (0) or out of vocabulary (1)."""
+    rng = np.random.default_rng(3)
+    events = {
+        "item": rng.integers(2, VOCAB, size=(2, 8)),
+        "rating": rng.integers(2, 5, size=(2, 8)),
+        "genres": rng.integers(0, 6, size=(2, 8, 3)),
+    }
+    events["item"][0, 2], events["item"][1, 4], events["rating"][1, 3] = 1, 0, 0
+    events = {name: jnp.array(x, jnp.int32) for name, x in events.items()}
+    return {"events": events, "segments": jnp.array(SEGMENTS)}
+
+
+@jax.jit
+def encode(encoder, batch):
+    return encoder(batch["events"], batch["segments"])
+
+
+def mean_of_pairs(logs, values):
+    """Over each pair of neighbours in one segment whose second event has a known value."""
+    pairs = [
+        (b, t)
+        for b, row in enumerate(SEGMENTS)
+        for t in range(len(row) - 1)
+        if row[t] and row[t] == row[t + 1] and values[b, t + 1] >= 2
+    ]
+    return -np.mean([logs[b, t, values[b, t + 1]] for b, t in pairs]), len(pairs)
+
+
+def test_next_event_is_the_mean_over_the_pairs_within_segments():
+    encoder, batch = AutoregressiveEncoder(ENCODER, FEATURES, rngs=nnx.Rngs(0)), timelines()
+    bias = numbers(5, seed=2)
+    encoder.heads["rating"].bias[...] = jnp.array(bias, jnp.float32)
+    loss, metrics = next_event(encoder, batch, jax.random.key(0))
+    states = encode(encoder, batch)
+    ratings = np.asarray(states, np.float64) @ np.asarray(encoder.heads["rating"].kernel) + bias
+    logs = {"item": log_softmax(encoder.item_logits(states)), "rating": log_softmax(ratings)}
+    wanted = {name: mean_of_pairs(logs[name], batch["events"][name]) for name in logs}
+    assert (wanted["item"][1], wanted["rating"][1]) == (8, 9)  # of ten pairs
+    for name in logs:
+        np.testing.assert_allclose(metrics[f"loss_{name}"], wanted[name][0], rtol=1e-5)
+    np.testing.assert_allclose(loss, wanted["item"][0] + wanted["rating"][0], rtol=1e-5)
+    assert int(metrics["events"]) == (SEGMENTS > 0).sum()
+    assert set(metrics) == {"events", "loss_item", "loss_rating"}
+
+
+def test_next_event_samples_negatives_where_the_encoder_says_so():
+    config = ENCODER.model_copy(update={"negatives": 50_000})
+    encoder, batch = AutoregressiveEncoder(config, FEATURES, rngs=nnx.Rngs(0)), timelines()
+    _, metrics = next_event(encoder, batch, jax.random.key(0))
+    logits = encoder.item_logits(encode(encoder, batch))
+    logs = log_softmax(logits.at[..., : losses.FIRST_KNOWN].set(-jnp.inf))
+    wanted, _ = mean_of_pairs(logs, batch["events"]["item"])
+    np.testing.assert_allclose(metrics["loss_item"], wanted, rtol=5e-3)
+
+
+def test_a_batch_without_pairs_costs_nothing():
+    encoder, batch = AutoregressiveEncoder(ENCODER, FEATURES, rngs=nnx.Rngs(0)), timelines()
+    batch["segments"] = jnp.arange(1, 9)[None].repeat(2, 0)
+    loss, metrics = next_event(encoder, batch, jax.random.key(0))
+    assert (loss, metrics["events"]) == (0, 16)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
+def test_answer_weighs_the_answers_tokens_alone(fusion):
+    decoder = DecoderConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=4
+    )
+    system = SystemConfig(fusion=fusion)
+    model = UserLLM(system, decoder, ENCODER, FEATURES, rngs=nnx.Rngs(0))
+    tokens = np.random.default_rng(5).integers(VOCAB, size=(2, 6))
+    weights = np.array([[0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0]])
+    batch = timelines() | {
+        "tokens": jnp.array(tokens, jnp.int32),
+        "weights": jnp.array(weights, jnp.float32),
+    }
+    loss, metrics = answer(model, batch, jax.random.key(0))
+    logs = log_softmax(jax.jit(lambda model: model(batch))(model))
+    own = [logs[b, t - 1, tokens[b, t]] for b, t in zip(*weights.nonzero(), strict=True)]
+    np.testing.assert_allclose(loss, -np.mean(own), rtol=1e-5)
+    assert metrics["tokens"] == len(own) == 5
