@@ -1,12 +1,20 @@
 """Losses against the plain formulas in float64, one pair or token at a time."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from random_modules import random_module
 
-from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, SystemConfig
+from user_llm.config import (
+    DecoderConfig,
+    EncoderConfig,
+    FeatureConfig,
+    PerceiverConfig,
+    SystemConfig,
+)
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.training import losses
@@ -152,13 +160,11 @@ def mean_of_pairs(logs, values):
 
 
 def test_next_event_is_the_mean_over_the_pairs_within_segments():
-    encoder, batch = AutoregressiveEncoder(ENCODER, FEATURES, rngs=nnx.Rngs(0)), timelines()
-    bias = numbers(5, seed=2)
-    encoder.heads["rating"].bias[...] = jnp.array(bias, jnp.float32)
+    encoder, batch = random_module(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
     loss, metrics = next_event(encoder, batch, jax.random.key(0))
     states = encode(encoder, batch)
-    ratings = np.asarray(states, np.float64) @ np.asarray(encoder.heads["rating"].kernel) + bias
-    logs = {"item": log_softmax(encoder.item_logits(states)), "rating": log_softmax(ratings)}
+    logits = {"item": encoder.item_logits(states), "rating": encoder.heads["rating"](states)}
+    logs = {name: log_softmax(values) for name, values in logits.items()}
     wanted = {name: mean_of_pairs(logs[name], batch["events"][name]) for name in logs}
     assert (wanted["item"][1], wanted["rating"][1]) == (8, 9)  # of ten pairs
     for name in logs:
@@ -170,7 +176,7 @@ def test_next_event_is_the_mean_over_the_pairs_within_segments():
 
 def test_next_event_samples_negatives_where_the_encoder_says_so():
     config = ENCODER.model_copy(update={"negatives": 50_000})
-    encoder, batch = AutoregressiveEncoder(config, FEATURES, rngs=nnx.Rngs(0)), timelines()
+    encoder, batch = random_module(partial(AutoregressiveEncoder, config, FEATURES)), timelines()
     _, metrics = next_event(encoder, batch, jax.random.key(0))
     logits = encoder.item_logits(encode(encoder, batch))
     logs = log_softmax(logits.at[..., : losses.FIRST_KNOWN].set(-jnp.inf))
@@ -179,7 +185,7 @@ def test_next_event_samples_negatives_where_the_encoder_says_so():
 
 
 def test_a_batch_without_pairs_costs_nothing():
-    encoder, batch = AutoregressiveEncoder(ENCODER, FEATURES, rngs=nnx.Rngs(0)), timelines()
+    encoder, batch = random_module(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
     batch["segments"] = jnp.arange(1, 9)[None].repeat(2, 0)
     loss, metrics = next_event(encoder, batch, jax.random.key(0))
     assert (loss, metrics["events"]) == (0, 16)
@@ -188,10 +194,10 @@ def test_a_batch_without_pairs_costs_nothing():
 @pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
 def test_answer_weighs_the_answers_tokens_alone(fusion):
     decoder = DecoderConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=4
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=4
     )
-    system = SystemConfig(fusion=fusion)
-    model = UserLLM(system, decoder, ENCODER, FEATURES, rngs=nnx.Rngs(0))
+    system = SystemConfig(fusion=fusion, perceiver=PerceiverConfig(latents=3, layers=1))
+    model = random_module(partial(UserLLM, system, decoder, ENCODER, FEATURES))
     tokens = np.random.default_rng(5).integers(VOCAB, size=(2, 6))
     weights = np.array([[0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0]])
     batch = timelines() | {

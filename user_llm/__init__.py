@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from user_llm.config import Experiment as Experiment
     from user_llm.data.dataset import load as load
     from user_llm.data.tasks import TASKS as TASKS
-    from user_llm.evaluation.evaluate import System as System
+    from user_llm.evaluation.system import System as System
     from user_llm.models.user_llm import UserLLM as UserLLM
     from user_llm.runs import Run as Run
     from user_llm.stages import finetune as finetune
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HOMES = {
     "Experiment": "config",
     "Run": "runs",
-    "System": "evaluation.evaluate",
+    "System": "evaluation.system",
     "TASKS": "data.tasks",
     "UserLLM": "models.user_llm",
     "finetune": "stages",

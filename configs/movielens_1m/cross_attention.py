@@ -37,7 +37,7 @@ def config() -> Experiment:
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
             ),
             "finetune": FinetuneConfig(
-                steps=900,
+                steps=600,
                 batch_size=64,
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
                 tasks={"next_item": 1.0},
@@ -45,6 +45,6 @@ def config() -> Experiment:
                 max_tokens=28,  # 9 of 10 titles fit whole; the warm-up has taught their ends
                 checkpoint_every=100,
             ),
-            "evaluation": EvaluationConfig(beam=20, baselines=("shuffled_memory",)),
+            "evaluation": EvaluationConfig(users=2000, beam=20, baselines=("shuffled_memory",)),
         }
     )

@@ -14,7 +14,7 @@ from user_llm.data.pipeline import Examples
 from user_llm.data.tasks import NextItem
 from user_llm.data.timelines import user_of
 from user_llm.evaluation import records
-from user_llm.evaluation.evaluate import System
+from user_llm.evaluation.system import System
 from user_llm.runs import Run
 
 HISTORIES = (10, 25, 50, 100, 200)  # events

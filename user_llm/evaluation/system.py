@@ -1,0 +1,122 @@
+"""A fine-tuned system, asked: memory, prompt, and an answer written or chosen."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from user_llm import stages
+from user_llm.data.features import KNOWN
+from user_llm.data.pipeline import Examples
+from user_llm.data.tasks import NextItem, Task
+from user_llm.evaluation.next_item import chunks, seen_items
+from user_llm.inference.catalog import Catalog, beam_search
+from user_llm.inference.generate import Generator
+from user_llm.models.layers import Memory
+from user_llm.runs import Run
+from user_llm.training.loop import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a system answered to one task about N events.
+
+    Where a task lists its candidates, `choices` are indices into them, best first, -1 where there
+    are no more, with the log-probability of each; `texts` are the best ones.
+    """
+
+    texts: list[str]
+    choices: Int[np.ndarray, "N beam"] | None = None
+    scores: Float[np.ndarray, "N beam"] | None = None
+
+
+class System:
+    """A fine-tuned system of a run, ready to be asked.
+
+    Items are chosen by beam search over the catalogue, which scores a title by its exact
+    log-likelihood and finds the best of `evaluation.beam` prefixes at a time.
+    """
+
+    def __init__(self, run: Run, name: str, params: Params):
+        self.run, self.name, self.params = run, name, params
+        make_model = run.make_model(run.systems[name])
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+        model = nnx.merge(graphdef, params)
+        self.generator = Generator(model.decoder)
+        self.crossed = model.decoder.cross is not None
+
+        @jax.jit
+        def memory(params, batch):
+            model = nnx.merge(graphdef, params)
+            return model.fuse(model.memories(batch))
+
+        @jax.jit
+        def attention(params, batch):
+            return nnx.merge(graphdef, params).attention(batch)
+
+        self._memory, self.attention = memory, attention
+
+    def memory(self, examples: Examples, rows: Int[np.ndarray, " B"]) -> dict[str, Memory]:
+        """The memory of these examples' users, under the name by which the generator takes it."""
+        if not self.run.systems[self.name].streams:
+            return {}
+        found = self._memory(self.params, examples.timelines(rows))
+        return {"memory" if self.crossed else "prefix": found}
+
+    def answer(
+        self,
+        task: Task,
+        targets: Int[np.ndarray, " N"],
+        users: Int[np.ndarray, " N"] | None = None,
+    ) -> Answers:
+        """The answers to a task about these events, by the memory of `users`, else by their own."""
+        examples = stages.examples(self.run, self.name, targets)
+        remembered = examples if users is None else stages.examples(self.run, self.name, users)
+        catalog, found = self._catalog(task), []
+        batches = list(chunks(np.arange(len(targets)), self.run.experiment.evaluation.batch_size))
+        for rows, length in tqdm(batches, desc=f"{self.name} {task.name}", leave=False):
+            asked = targets[rows].tolist()
+            prompts = self._prompts([examples.question(task, target).prompt for target in asked])
+            memory = self.memory(remembered, rows)
+            if catalog is None:
+                found.append(Answers(self._write(prompts, memory)[:length]))
+            else:
+                seen = seen_items(self.run.dataset, targets[rows])[:, KNOWN:]
+                exclude = seen if isinstance(task, NextItem) else None
+                made = self._choose(task, prompts, memory, catalog, exclude)
+                found.append(Answers(*(part[:length] for part in made)))
+        texts = [text for answers in found for text in answers.texts]
+        if catalog is None:
+            return Answers(texts)
+        choices, scores = zip(*((a.choices, a.scores) for a in found), strict=True)
+        return Answers(texts, np.concatenate(choices), np.concatenate(scores))
+
+    def _prompts(self, texts: list[str]) -> list[list[int]]:
+        """Tokens that leave room for an answer; the oldest go, but for the first one."""
+        config = self.run.decoder_config
+        room = config.max_position_embeddings - self.run.experiment.evaluation.max_new_tokens
+        prompts = self.run.tokenizer.prompts(texts)
+        return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
+
+    def _write(self, prompts: list[list[int]], memory: dict[str, Memory]) -> list[str]:
+        tokenizer, length = self.run.tokenizer, self.run.experiment.evaluation.max_new_tokens
+        written = self.generator.generate(
+            prompts, max_new_tokens=length, stop={tokenizer.eos}, **memory
+        )
+        return [tokenizer.decode(ids) for ids in written]
+
+    def _choose(self, task, prompts, memory, catalog, exclude):
+        beam = min(self.run.experiment.evaluation.beam, len(catalog))
+        choices, scores = beam_search(
+            self.generator, prompts, catalog, beam=beam, exclude=exclude, **memory
+        )
+        names = task.candidates()
+        return [names[best] if best >= 0 else "" for best in choices[:, 0]], choices, scores
+
+    def _catalog(self, task: Task) -> Catalog | None:
+        if not (names := task.candidates()):
+            return None
+        return Catalog(self.run.tokenizer.answers(names), self.run.decoder_config.vocab_size)
