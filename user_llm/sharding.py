@@ -4,6 +4,7 @@ Modules name the dimensions of their parameters with `axes` and of their activat
 `constrain`; neither needs a mesh to be built or run. `shardings` turns the names into placements.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ RULES = {
 }
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of that shape over the devices, all of them unless given.
 
     Raises:

@@ -59,7 +59,7 @@ def encoder(run: Run) -> Params:
 def warmup(run: Run) -> Params:
     """The decoder, taught the catalogue's and the domain's words before it meets users."""
     data, tokenizer, config = run.dataset, run.tokenizer, run.experiment.warmup
-    asked = practice(tasks(run), data, run.training_events, run.experiment.seed)
+    asked = practice(list(tasks(run)), data, run.training_events, run.experiment.seed)
     prompts = tokenizer.prompts([question.prompt for question in asked])
     answers = tokenizer.answers([question.answer for question in asked])
     documents = [p + a for p, a in zip(prompts, answers, strict=True)]

@@ -42,6 +42,10 @@ class Dataset:
     ratings: Float[np.ndarray, " events"] | None
     reviews: Sequence[str] | None
 
+    def review(self, event: int) -> str:
+        """What the user wrote of an event; empty where there is no review."""
+        return "" if self.reviews is None else self.reviews[event].strip()
+
     @property
     def inputs(self) -> tuple[FeatureConfig, ...]:
         """What an encoder must know of the features: the item first, then in the schema's order."""

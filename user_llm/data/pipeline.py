@@ -7,7 +7,7 @@ batch by process, and prepares ahead of the accelerator. To resume is to start a
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -23,7 +23,7 @@ from user_llm.data.timelines import histories
 from user_llm.sharding import batch_sharding
 
 Rows = Int[np.ndarray, " B"]
-Arrays = dict[str, np.ndarray | dict[str, np.ndarray]]
+Arrays = dict[str, Any]  # of numpy arrays, or of dicts of them
 
 
 @runtime_checkable
@@ -140,7 +140,7 @@ def local_batch(
     step: int, *, source: Source, rows: grain.MapDataset, seed: int, own: Int[np.ndarray, " P"]
 ) -> Arrays:
     """The part of a step's global batch that a process makes: its rows at the places `own`."""
-    chosen = rows[step]
+    chosen: Rows = np.asarray(rows[step])
     seeds = np.random.default_rng([seed, step]).integers(2**62, size=len(chosen))
     return source.batch(chosen[own], seeds[own])
 

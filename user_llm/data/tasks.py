@@ -88,13 +88,13 @@ class ReviewGeneration(Task):
     name: TaskName = "review_generation"
 
     def fits(self, target: int) -> bool:
-        return bool(self.dataset.reviews is not None and self.dataset.reviews[target].strip())
+        return bool(self.dataset.review(target))
 
     def ask(self, history: Indices, target: int) -> Question:
         data = self.dataset
         stars = "" if data.ratings is None else f" ({data.ratings[target]:g} stars)"
         title = data.items.titles[data.item[target]]
-        return Question(f"Review of {title}{stars}:", data.reviews[target].strip())
+        return Question(f"Review of {title}{stars}:", data.review(target))
 
 
 TASKS: dict[str, type[Task]] = {
@@ -107,9 +107,7 @@ def corpus(dataset: Dataset, events: Indices) -> list[str]:
     items = dataset.items
     named = zip(items.titles[KNOWN:], items.genres[KNOWN:], items.texts[KNOWN:], strict=True)
     texts = [f"{title} ({', '.join(genres)}) {text}".strip() for title, genres, text in named]
-    if dataset.reviews is not None:
-        texts += [dataset.reviews[event] for event in events if dataset.reviews[event]]
-    return texts
+    return texts + [review for event in events if (review := dataset.review(event))]
 
 
 def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int) -> list[Question]:
@@ -139,7 +137,6 @@ def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> s
         if dataset.ratings is not None:
             facts.append(f"{dataset.ratings[event]:g}")
         line = f"{dataset.items.titles[item]} ({', '.join(facts)})"
-        if reviews and dataset.reviews is not None:
-            line += f": {dataset.reviews[event].strip()}"
-        lines.append(line)
+        review = dataset.review(event) if reviews else ""
+        lines.append(f"{line}: {review}" if review else line)
     return "\n".join(lines) + "\n" if lines else ""

@@ -103,7 +103,7 @@ def join(
     for row in tokens:
         filled = 0
         while filled < length:
-            ids = documents[rng.integers(len(documents))][: length - filled]
+            ids = documents[int(rng.integers(len(documents)))][: length - filled]
             row[filled : filled + len(ids)] = ids
             filled += len(ids)
     return {"tokens": tokens, "weights": weights}

@@ -26,7 +26,7 @@ Figures = dict[str, float]
 
 def judge(run: Run, task: Task, targets: np.ndarray, answers: Answers) -> Figures:
     """A system's figures on one task."""
-    if isinstance(task, NextItem):
+    if isinstance(task, NextItem) and answers.choices is not None:
         wanted = run.dataset.item[targets] - KNOWN
         figures = metrics.Ranking.from_lists(answers.choices.tolist(), wanted.tolist())
     else:
@@ -138,8 +138,8 @@ def event(data: Dataset, index: int) -> dict[str, Any]:
     told: dict[str, Any] = {"title": data.items.titles[item], "genres": data.items.genres[item]}
     if data.ratings is not None:
         told["rating"] = float(data.ratings[index])
-    if data.reviews is not None:
-        told["review"] = data.reviews[index]
+    if review := data.review(index):
+        told["review"] = review
     return told
 
 
@@ -149,10 +149,11 @@ def asked(
     """One question to one user, with what every system said."""
     (events,) = histories(np.array([target]), run.dataset.offsets, run.experiment.finetune.history)
     question = task.ask(events[events >= 0], target)
-    told = {"task": task.name, "prompt": question.prompt, "target": question.answer}
+    told: dict[str, Any] = {"task": task.name, "prompt": question.prompt}
+    told["target"] = question.answer
     told["answers"] = {name: given[task.name].texts[user] for name, given in answers.items()}
     own = answers["user_llm"][task.name]
-    if own.choices is not None:
+    if own.choices is not None and own.scores is not None:
         names = task.candidates()
         ranked = zip(own.choices[user], own.scores[user], strict=True)
         told["top"] = [[names[i], round(float(score), 3)] for i, score in ranked if i >= 0][:5]

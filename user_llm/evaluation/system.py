@@ -1,11 +1,12 @@
 """A fine-tuned system, asked: memory, prompt, and an answer written or chosen."""
 
 import dataclasses
+from typing import TypedDict
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
 from user_llm import stages
@@ -31,6 +32,13 @@ class Answers:
     texts: list[str]
     choices: Int[np.ndarray, "N beam"] | None = None
     scores: Float[np.ndarray, "N beam"] | None = None
+
+
+class Context(TypedDict, total=False):
+    """A user's memory, under the name by which the generator takes it."""
+
+    memory: Memory  # for the cross-attentions
+    prefix: Memory  # before the prompt
 
 
 class System:
@@ -59,12 +67,12 @@ class System:
 
         self._memory, self.attention = memory, attention
 
-    def memory(self, examples: Examples, rows: Int[np.ndarray, " B"]) -> dict[str, Memory]:
-        """The memory of these examples' users, under the name by which the generator takes it."""
+    def memory(self, examples: Examples, rows: Int[np.ndarray, " B"]) -> Context:
+        """The memory of these examples' users; empty for a system without streams."""
         if not self.run.systems[self.name].streams:
             return {}
         found = self._memory(self.params, examples.timelines(rows))
-        return {"memory" if self.crossed else "prefix": found}
+        return {"memory": found} if self.crossed else {"prefix": found}
 
     def answer(
         self,
@@ -86,13 +94,14 @@ class System:
             else:
                 seen = seen_items(self.run.dataset, targets[rows])[:, KNOWN:]
                 exclude = seen if isinstance(task, NextItem) else None
-                made = self._choose(task, prompts, memory, catalog, exclude)
-                found.append(Answers(*(part[:length] for part in made)))
+                chosen, scores = self._choose(prompts, memory, catalog, exclude)
+                names = [task.candidates()[best] if best >= 0 else "" for best in chosen[:, 0]]
+                found.append(Answers(names[:length], chosen[:length], scores[:length]))
         texts = [text for answers in found for text in answers.texts]
         if catalog is None:
             return Answers(texts)
-        choices, scores = zip(*((a.choices, a.scores) for a in found), strict=True)
-        return Answers(texts, np.concatenate(choices), np.concatenate(scores))
+        stacked = (np.concatenate([getattr(a, n) for a in found]) for n in ("choices", "scores"))
+        return Answers(texts, *stacked)
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:
         """Tokens that leave room for an answer; the oldest go, but for the first one."""
@@ -101,20 +110,22 @@ class System:
         prompts = self.run.tokenizer.prompts(texts)
         return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
 
-    def _write(self, prompts: list[list[int]], memory: dict[str, Memory]) -> list[str]:
+    def _write(self, prompts: list[list[int]], memory: Context) -> list[str]:
         tokenizer, length = self.run.tokenizer, self.run.experiment.evaluation.max_new_tokens
         written = self.generator.generate(
             prompts, max_new_tokens=length, stop={tokenizer.eos}, **memory
         )
         return [tokenizer.decode(ids) for ids in written]
 
-    def _choose(self, task, prompts, memory, catalog, exclude):
+    def _choose(
+        self,
+        prompts: list[list[int]],
+        memory: Context,
+        catalog: Catalog,
+        exclude: Bool[np.ndarray, "B I"] | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         beam = min(self.run.experiment.evaluation.beam, len(catalog))
-        choices, scores = beam_search(
-            self.generator, prompts, catalog, beam=beam, exclude=exclude, **memory
-        )
-        names = task.candidates()
-        return [names[best] if best >= 0 else "" for best in choices[:, 0]], choices, scores
+        return beam_search(self.generator, prompts, catalog, beam=beam, exclude=exclude, **memory)
 
     def _catalog(self, task: Task) -> Catalog | None:
         if not (names := task.candidates()):

@@ -88,16 +88,16 @@ class Decoder(nnx.Module):
                 rngs=rngs,
             )
 
-        def cross(rngs):
-            return CrossAttention(cross_attention, config.hidden_size, rngs=rngs, param_dtype=dtype)
-
         init = nnx.initializers.normal(0.02)
         table = init(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
         self.embed_tokens = nnx.Param(table, **axes("vocab", "embed"))
         self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
-        self.cross = (
-            jax.vmap(cross)(rngs.split(self.groups)) if cross_attention else None
-        )  # [G, ...]
+        self.cross = None
+        if cross_attention:
+            width = config.hidden_size
+            self.cross = jax.vmap(
+                lambda rngs: CrossAttention(cross_attention, width, rngs=rngs, param_dtype=dtype)
+            )(rngs.split(self.groups))  # [G, ...]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.lm_head = (
             None

@@ -27,9 +27,11 @@ class Cache(Protocol):
 
     def write(self, keys: Array, values: Array, positions: Array) -> "Cache":
         """The cache with new keys and values [B, T, K, H] at their positions."""
+        ...
 
     def attend(self, q: Array, mask: Array) -> Array:
         """Attention's output [B, T, NH] for queries [B, T, N, H]; the mask is over slots."""
+        ...
 
 
 class KVCache(NamedTuple):

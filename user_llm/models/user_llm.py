@@ -88,6 +88,8 @@ class UserLLM(nnx.Module):
         For every token; the shares of a token are 1 in sum, unless it sees latents alone.
         """
         memory = self.fuse(self.memories(batch))
+        if memory is None or self.decoder.cross is None:
+            raise ValueError("only a system with streams and cross-attention looks at events")
         looks = self.decoder.looks(self.decoder.embed(batch["tokens"]), memory)
         events = self.streams["timeline"].weights(batch)  # [B, M, E]
         shares = jnp.einsum("gbtm,bme->gbte", looks[..., : events.shape[1]], events)

@@ -1,0 +1,130 @@
+"""Ranks over the whole catalogue against loops over users and items."""
+
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import models_made
+import numpy as np
+import pytest
+import timelines_made
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.data.features import KNOWN
+from user_llm.evaluation.next_item import (
+    chunks,
+    encoder_ranker,
+    popularity_ranks,
+    rank,
+    seen_items,
+)
+from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+
+TIMELINES = [[0, 1, 2, 1, 3], [4, 4, 4], [5, 0, 6, 7, 8, 2, 9], [1, 0], [9, 8, 7]]
+CONFIG = models_made.ENCODER.model_copy(update={"window": 4})
+
+
+@pytest.fixture(scope="module")
+def data():
+    return timelines_made.dataset(TIMELINES, items=12)
+
+
+def targets_of(data):
+    return np.array([e for e in range(len(data.item)) if e not in data.offsets])
+
+
+def ranked(scores, before, target):
+    """1 + the unseen items with a score no lower than the target's, by a loop."""
+    rivals = [i for i in range(KNOWN, len(scores)) if i != target and i not in before]
+    return 1 + sum(scores[i] >= scores[target] for i in rivals)
+
+
+def before_each(data, targets):
+    for target in targets.tolist():
+        start = max(o for o in data.offsets.tolist() if o <= target)
+        yield data.item[start:target].tolist()
+
+
+def test_seen_are_the_items_of_the_past_and_what_is_no_item_but_never_the_target(data):
+    targets = targets_of(data)
+    seen = seen_items(data, targets)
+    for row, target, before in zip(seen, targets, before_each(data, targets), strict=True):
+        wanted = {*range(KNOWN), *before} - {data.item[target]}
+        assert set(np.flatnonzero(row).tolist()) == wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_rank_counts_the_unseen_items_that_score_no_lower(draw):
+    size, batch = 9, 4
+    scores = draw.draw(st.lists(st.integers(0, 3), min_size=size * batch, max_size=size * batch))
+    scores = np.array(scores, np.float32).reshape(batch, size)
+    targets = np.array(draw.draw(st.lists(st.integers(2, 8), min_size=batch, max_size=batch)))
+    before = draw.draw(st.lists(st.sets(st.integers(2, 8)), min_size=batch, max_size=batch))
+    seen = np.zeros((batch, size), bool)
+    seen[:, :KNOWN] = True
+    for row, items, target in zip(seen, before, targets, strict=True):
+        row[list(items - {target})] = True
+    found = rank(*map(jnp.asarray, (scores, seen, targets)))
+    assert found.tolist() == list(map(ranked, scores, before, targets))
+
+
+def test_a_model_that_scores_all_alike_is_last(data):
+    scores, seen = jnp.zeros((1, 12)), jnp.arange(12)[None] < 5
+    assert rank(scores, seen, jnp.array([7])).tolist() == [7]
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_the_ranker_agrees_with_a_loop_over_users_in_numpy(data, mesh, batch_size):
+    make = partial(AutoregressiveEncoder, CONFIG, data.inputs)
+    encoder, targets = models_made.random_model(make), targets_of(data)
+    p = models_made.parameters(encoder)
+    table = p["embedding"]["tables"]["item"]
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    wanted = []
+    for target, before in zip(targets.tolist(), before_each(data, targets), strict=True):
+        events = np.arange(target - len(before), target)[-CONFIG.window :]
+        state = models_made.encode(p, data.gather(events), data.inputs, CONFIG)[-1]
+        wanted.append(ranked(table @ state, before, data.item[target]))
+    ranker = encoder_ranker(make, data, targets, mesh=mesh(2, 2), batch_size=batch_size)
+    found = ranker(nnx.to_pure_dict(nnx.state(encoder)))
+    assert found.tolist() == wanted
+    assert len(set(wanted)) > 3
+
+
+def test_the_ranker_of_nobody_ranks_nothing(data, mesh):
+    make = partial(AutoregressiveEncoder, CONFIG, data.inputs)
+    nobody = np.zeros(0, np.int64)
+    assert encoder_ranker(make, data, nobody, mesh=mesh())({}).shape == (0,)
+    assert popularity_ranks(data, np.arange(3), nobody).shape == (0,)
+
+
+def test_popularity_counts_training_events_alone(data):
+    targets, training = targets_of(data), np.array([0, 1, 3, 5, 6, 8, 9, 10, 15])
+    counts = Counter(data.item[training].tolist())
+    scores = [counts[i] for i in range(len(data.items.ids))]
+    wanted = [
+        ranked(scores, before, data.item[target])
+        for target, before in zip(targets, before_each(data, targets), strict=True)
+    ]
+    assert popularity_ranks(data, training, targets).tolist() == wanted
+    twice = np.tile(targets, 30)  # more than one piece
+    assert popularity_ranks(data, training, twice).tolist() == wanted * 30
+
+
+def test_pieces_have_one_size_and_tell_how_much_of_them_is_real():
+    pieces = list(chunks(np.arange(10), 4))
+    assert [piece.tolist() for piece, _ in pieces] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    assert [length for _, length in pieces] == [4, 4, 2]
+    assert list(chunks(np.arange(0), 4)) == []
+
+
+def test_dropout_plays_no_part_in_ranking(data, mesh):
+    assert CONFIG.dropout > 0
+    make = partial(AutoregressiveEncoder, CONFIG, data.inputs)
+    params = nnx.to_pure_dict(nnx.state(models_made.random_model(make)))
+    ranker = encoder_ranker(make, data, targets_of(data), mesh=mesh(), batch_size=16)
+    np.testing.assert_array_equal(ranker(params), ranker(jax.tree.map(jnp.copy, params)))

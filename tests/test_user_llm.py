@@ -1,0 +1,179 @@
+"""Streams x fusion x decoder: what reaches the logits, and which parameters a strategy moves."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
+
+from user_llm.config import LoRAConfig, OptimConfig, SystemConfig
+from user_llm.models.decoder import Decoder
+from user_llm.models.user_llm import UserLLM, check, trained
+from user_llm.training import losses
+from user_llm.training.loop import make_train_step, setup
+from user_llm.training.optim import make_optimizer
+
+CROSSED = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
+SOFT = CROSSED.model_copy(update={"fusion": "soft_prompt"})
+PLAIN = CROSSED.model_copy(update={"streams": ()})
+LORA = LoRAConfig(rank=2, targets=("q_proj", "up_proj"))
+BATCH = random_batch(0, (6, 2, 0))
+
+logits = jax.jit(lambda model, batch: model(batch))
+
+
+def make(system, decoder=DECODER):
+    return partial(UserLLM, system, decoder, ENCODER, FEATURES)
+
+
+def changed(system, **update):
+    return system.model_copy(update=update)
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    return random_model(make(CROSSED))
+
+
+def with_decoder_of(model, other):
+    """The model with every parameter of the other's decoder that it has too."""
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
+    given = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(other)))
+    flat = {k: given[k] if k[0] == "decoder" and k in given else v for k, v in flat.items()}
+    return nnx.merge(nnx.graphdef(model), traverse_util.unflatten_dict(flat))
+
+
+def test_a_closed_gate_leaves_the_plain_decoder_bit_for_bit(crossed):
+    plain = with_decoder_of(random_model(make(PLAIN), seed=1), crossed)
+    assert np.abs(logits(crossed, BATCH) - logits(plain, BATCH)).max() > 0.1
+    crossed = nnx.clone(crossed)
+    crossed.decoder.cross.gate[...] = jnp.zeros_like(crossed.decoder.cross.gate[...])
+    np.testing.assert_array_equal(logits(crossed, BATCH), logits(plain, BATCH))
+
+
+def test_without_streams_the_user_does_not_matter():
+    plain = random_model(make(PLAIN))
+    assert not plain.streams
+    assert plain.decoder.cross is None
+    np.testing.assert_array_equal(logits(plain, BATCH), logits(plain, {"tokens": BATCH["tokens"]}))
+
+
+@pytest.mark.parametrize("system", [CROSSED, SOFT], ids=["cross_attention", "soft_prompt"])
+def test_logits_follow_the_own_timeline_and_not_that_of_others(system):
+    model, tokens = random_model(make(system)), np.tile(BATCH["tokens"][:1], (3, 1))
+    batch = BATCH | {"tokens": tokens}
+    before = np.asarray(logits(model, batch))
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(before[a] - before[b]).max() > 1e-2  # the same text, another user
+    other = random_batch(1, (3, 2, 4))
+    mixed = {n: np.concatenate([x[:2], other["events"][n][2:]]) for n, x in BATCH["events"].items()}
+    segments = np.concatenate([BATCH["segments"][:2], other["segments"][2:]])
+    after = np.asarray(logits(model, batch | {"events": mixed, "segments": segments}))
+    np.testing.assert_array_equal(after[:2], before[:2])
+    assert (after[2] != before[2]).any()
+
+
+def test_memory_depends_on_the_user_alone(crossed):
+    memories = jax.jit(lambda model, batch: model.memories(batch))
+    user = {"events": BATCH["events"], "segments": BATCH["segments"]}
+    found = memories(crossed, user)["timeline"]
+    turned = memories(crossed, jax.tree.map(lambda x: x[::-1], user))["timeline"]
+    np.testing.assert_array_equal(turned.tokens[::-1], found.tokens)
+    assert np.isfinite(found.tokens).all()
+    assert found.tokens.shape == (3, PERCEIVER.latents, 2 * ENCODER.embed)
+
+
+def test_a_soft_prompt_is_a_prefix_of_words_that_the_decoder_does_not_have():
+    model = random_model(make(SOFT))
+    memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, BATCH)
+    found, params = np.asarray(logits(model, BATCH)), nnx.to_pure_dict(nnx.state(model.decoder))
+    size, count = DECODER.vocab_size, PERCEIVER.latents
+    wide = nnx.eval_shape(
+        lambda: Decoder(DECODER.model_copy(update={"vocab_size": size + count}), rngs=nnx.Rngs(0))
+    )
+    run = jax.jit(lambda decoder, tokens: decoder(tokens))
+    for user in range(3):  # the memory's vectors become the embeddings of new words
+        table = jnp.concatenate([params["embed_tokens"], memory.tokens[user]])
+        decoder = nnx.merge(nnx.graphdef(wide), params | {"embed_tokens": table})
+        words = np.concatenate([size + np.arange(count), BATCH["tokens"][user]])[None]
+        alone = run(decoder, words.astype(np.int32))[0, count:, :size]
+        np.testing.assert_allclose(found[user], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_shared_among_the_events_there_are(crossed):
+    attention = jax.jit(lambda model, batch: model.attention(batch))
+    plain = random_model(make(changed(CROSSED, perceiver=changed(PERCEIVER, latents=0))))
+    for model in (crossed, plain):
+        shares = np.asarray(attention(model, BATCH))
+        assert shares.shape == (DECODER.num_hidden_layers // CROSS.every, 3, 5, 6)
+        assert (shares >= 0).all()
+        np.testing.assert_allclose(shares[:, :2].sum(-1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(np.where(BATCH["segments"][:, None] > 0, 0, shares), 0)
+        np.testing.assert_array_equal(shares[:, 2], 0)  # nobody to look at
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_mix_of_activation_types_runs(fusion, dtype):
+    decoder = DECODER.model_copy(update={"dtype": "bfloat16", "param_dtype": dtype})
+    encoder = ENCODER.model_copy(update={"dtype": dtype})
+
+    def run(batch):
+        system = changed(CROSSED, fusion=fusion)
+        return UserLLM(system, decoder, encoder, FEATURES, rngs=nnx.Rngs(0))(batch)
+
+    assert jax.eval_shape(run, BATCH).dtype == jnp.bfloat16
+
+
+def test_contradictory_settings_are_refused():
+    with pytest.raises(ValueError, match="strategy='lora' with lora.rank=0"):
+        check(changed(CROSSED, strategy="lora"))
+    for strategy in ("full", "encoder", "projection"):
+        with pytest.raises(ValueError, match=f"strategy='{strategy}' with lora.rank=2"):
+            check(changed(CROSSED, strategy=strategy, lora=LORA))
+    bare = PERCEIVER.model_copy(update={"latents": 0})
+    with pytest.raises(ValueError, match="needs perceiver.latents > 0"):
+        nnx.eval_shape(lambda: make(changed(SOFT, perceiver=bare))(rngs=nnx.Rngs(0)))
+    for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
+        check(fine)
+
+
+def moving(path, strategy):
+    """Whether the strategy's paragraph in the paper's section 3.3 names that parameter."""
+    name = ".".join(map(str, path))
+    encoder = name.startswith("streams.timeline.encoder.")
+    between = name.startswith(
+        ("streams.timeline.age", "streams.timeline.perceiver.", "projectors.")
+    )
+    between |= name.startswith("decoder.cross.")
+    adapter = name.endswith((".lora_a", ".lora_b"))
+    decoder = name.startswith("decoder.") and not between and not adapter
+    assert encoder + between + adapter + decoder == 1, name
+    return {
+        "full": True,
+        "encoder": encoder or between,
+        "lora": encoder or between or adapter,
+        "projection": between,
+    }[strategy]
+
+
+@pytest.mark.parametrize("strategy", ["full", "encoder", "lora", "projection"])
+def test_a_step_moves_what_its_strategy_names_and_leaves_the_rest_bit_for_bit(strategy, mesh):
+    system = changed(CROSSED, strategy=strategy, lora=LORA if strategy == "lora" else LoRAConfig())
+    tx, grid = make_optimizer(OptimConfig(learning_rate=1e-2, weight_decay=0.1), 2), mesh()
+    graphdef, abstract, init = setup(make(system), tx, trained(strategy), grid)
+    state = init(jax.random.key(0))
+    step = make_train_step(graphdef, losses.answer, tx, abstract)
+    before = jax.tree.map(np.array, traverse_util.flatten_dict(state.params))
+    with jax.set_mesh(grid):
+        for _ in range(2):  # at the first, lora_b is zero and lora_a has no gradient
+            state, _ = step(state, BATCH, jax.random.key(0))
+    after = traverse_util.flatten_dict(state.params)
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        same = np.array_equal(value, after[path])
+        assert same != moving(path, strategy), path
+    assert (strategy == "lora") == any("lora_a" in path for path in before)
