@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_modules import random_module
+from models_made import random_model
 
 from user_llm.config import (
     DecoderConfig,
@@ -160,7 +160,7 @@ def mean_of_pairs(logs, values):
 
 
 def test_next_event_is_the_mean_over_the_pairs_within_segments():
-    encoder, batch = random_module(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
+    encoder, batch = random_model(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
     loss, metrics = next_event(encoder, batch, jax.random.key(0))
     states = encode(encoder, batch)
     logits = {"item": encoder.item_logits(states), "rating": encoder.heads["rating"](states)}
@@ -176,7 +176,7 @@ def test_next_event_is_the_mean_over_the_pairs_within_segments():
 
 def test_next_event_samples_negatives_where_the_encoder_says_so():
     config = ENCODER.model_copy(update={"negatives": 50_000})
-    encoder, batch = random_module(partial(AutoregressiveEncoder, config, FEATURES)), timelines()
+    encoder, batch = random_model(partial(AutoregressiveEncoder, config, FEATURES)), timelines()
     _, metrics = next_event(encoder, batch, jax.random.key(0))
     logits = encoder.item_logits(encode(encoder, batch))
     logs = log_softmax(logits.at[..., : losses.FIRST_KNOWN].set(-jnp.inf))
@@ -185,7 +185,7 @@ def test_next_event_samples_negatives_where_the_encoder_says_so():
 
 
 def test_a_batch_without_pairs_costs_nothing():
-    encoder, batch = random_module(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
+    encoder, batch = random_model(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
     batch["segments"] = jnp.arange(1, 9)[None].repeat(2, 0)
     loss, metrics = next_event(encoder, batch, jax.random.key(0))
     assert (loss, metrics["events"]) == (0, 16)
@@ -197,7 +197,7 @@ def test_answer_weighs_the_answers_tokens_alone(fusion):
         vocab_size=VOCAB, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=4
     )
     system = SystemConfig(fusion=fusion, perceiver=PerceiverConfig(latents=3, layers=1))
-    model = random_module(partial(UserLLM, system, decoder, ENCODER, FEATURES))
+    model = random_model(partial(UserLLM, system, decoder, ENCODER, FEATURES))
     tokens = np.random.default_rng(5).integers(VOCAB, size=(2, 6))
     weights = np.array([[0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0]])
     batch = timelines() | {

@@ -1,7 +1,6 @@
 """What the verbs of the command line do."""
 
 import sys
-import time
 from pathlib import Path
 
 from user_llm import stages
@@ -12,6 +11,7 @@ from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation import records, report
 from user_llm.evaluation.metrics import table
 from user_llm.runs import Run, data_path
+from user_llm.training import tracking
 
 
 def run(
@@ -19,8 +19,8 @@ def run(
 ) -> None:
     """Goes through the stages of an experiment that the verb names; each is resumed or skipped."""
     made = Run(experiment, folder)
-    started = time.monotonic()
-    if verb in ("run", "pretrain") and experiment.pretrain.steps:
+    own_encoder = experiment.pretrain.steps and not experiment.encoder_from
+    if verb in ("run", "pretrain") and own_encoder:
         stages.pretrain(made)
     if verb in ("run", "finetune") and experiment.finetune.steps:
         for name in made.systems:
@@ -32,7 +32,7 @@ def run(
         benchmark(folder)
     write_report(folder)
     if record:
-        store(made, config, time.monotonic() - started)
+        store(made, config)
 
 
 def evaluate(folder: Path) -> None:
@@ -49,9 +49,14 @@ def write_report(folder: Path) -> None:
     print(f"report: {report.write(folder)}")
 
 
-def store(made: Run, config: str, seconds: float) -> None:
-    """Adds a run's figures, a record for each system, to the `results.json` beside its config."""
+def store(made: Run, config: str) -> None:
+    """Adds a run's figures, a record for each system, to the `results.json` beside its config.
+
+    The seconds are those of all the stages that were trained in its folder, interruptions apart.
+    """
     experiment, judged = made.experiment, evaluation.read(made)
+    logs = made.folder.glob(f"*/{tracking.FILE}")
+    seconds = sum(tracking.read(log.parent)[-1]["seconds"] for log in logs)
     for row in judged["rows"]:
         record = records.Record(
             run=f"{experiment.name}/{row['system']}",

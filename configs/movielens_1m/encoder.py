@@ -8,6 +8,7 @@ from user_llm.config import (
     EncoderConfig,
     EvaluationConfig,
     Experiment,
+    FinetuneConfig,
     OptimConfig,
     StageConfig,
     SystemConfig,
@@ -31,5 +32,6 @@ def config() -> Experiment:
         ),
         system=SystemConfig(streams=()),
         warmup=StageConfig(steps=0),
+        finetune=FinetuneConfig(steps=0),
         evaluation=EvaluationConfig(baselines=()),
     )

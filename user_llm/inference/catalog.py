@@ -260,7 +260,7 @@ def _extend(graphdef, params, state, layers, tokens, depth):
     seen = jnp.arange(state.slots) < state.lengths[:, None]
     own = jnp.broadcast_to(jnp.arange(slots) <= depth, (len(seen), slots))
     mask = jnp.concatenate([seen, own], axis=1)[:, None]
-    caches = [BeamCache(p, *x, depth) for p, x in zip(state.caches, layers, strict=True)]
+    caches = [BeamCache(p, k, v, depth) for p, (k, v) in zip(state.caches, layers, strict=True)]
     x = decoder.embed(tokens[:, :width])
     x, caches = forward(decoder, x, positions, mask, caches, state.crossed)
     return x @ decoder.head(), [(cache.keys, cache.values) for cache in caches]
@@ -275,7 +275,7 @@ def _items(catalog, nodes, scores, kept, beam):
         found = []
         for leaf, value in zip(leaves, values, strict=True):
             if np.isfinite(value):
-                places = np.arange(low[leaf], high[leaf])
+                places = np.arange(int(low[leaf]), int(high[leaf]))
                 places = places[kept[row if len(kept) > 1 else 0, places]]
                 found += [(-value, item) for item in catalog.order[places]]
         for column, (value, item) in enumerate(sorted(found)[:beam]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,13 +165,13 @@ def bucket(length: int) -> int:
 
 
 def forward(
-    decoder: Decoder,
+    decoder: Any,  # a Decoder, unstacked
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
     mask: Bool[Array, "#B #T S"],
     caches: Sequence[Cache | None],
     crossed: Crossed | None,
-) -> tuple[Float[Array, "B T D"], list[Cache]]:
+) -> tuple[Float[Array, "B T D"], list[Any]]:
     """The last hidden states of an unstacked decoder, and each layer's cache with them."""
     every, written = len(decoder.layers) // decoder.groups, []
     for i, (block, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
