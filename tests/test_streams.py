@@ -1,6 +1,7 @@
 """The timeline's stream: what its tokens hold, how old they are, whom they depend on."""
 
 import jax
+import jax.numpy as jnp
 import models_made
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def run(stream, batch):
 
 def test_the_newest_event_has_age_zero():
     mask = np.arange(6) < np.array(LENGTHS)[:, None]
-    for ages, length in zip(np.asarray(event_ages(mask)), LENGTHS, strict=True):
+    for ages, length in zip(np.asarray(event_ages(jnp.asarray(mask))), LENGTHS, strict=True):
         assert ages[:length].tolist() == list(range(length))[::-1]
         assert (ages >= 0).all()
 

@@ -163,7 +163,7 @@ def moving(path, strategy):
 @pytest.mark.parametrize("strategy", ["full", "encoder", "lora", "projection"])
 def test_a_step_moves_what_its_strategy_names_and_leaves_the_rest_bit_for_bit(strategy, mesh):
     system = changed(CROSSED, strategy=strategy, lora=LORA if strategy == "lora" else LoRAConfig())
-    tx, grid = make_optimizer(OptimConfig(learning_rate=1e-2, weight_decay=0.1), 2), mesh()
+    tx, grid = make_optimizer(OptimConfig(learning_rate=1e-2), 2), mesh()
     graphdef, abstract, init = setup(make(system), tx, trained(strategy), grid)
     state = init(jax.random.key(0))
     step = make_train_step(graphdef, losses.answer, tx, abstract)
@@ -175,5 +175,6 @@ def test_a_step_moves_what_its_strategy_names_and_leaves_the_rest_bit_for_bit(st
     assert before.keys() == after.keys()
     for path, value in before.items():
         same = np.array_equal(value, after[path])
-        assert same != moving(path, strategy), path
+        heard = "heads" not in path  # the encoder's heads have no say in an answer
+        assert same != (heard and moving(path, strategy)), path
     assert (strategy == "lora") == any("lora_a" in path for path in before)

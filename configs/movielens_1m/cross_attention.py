@@ -37,7 +37,7 @@ def config() -> Experiment:
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
             ),
             "finetune": FinetuneConfig(
-                steps=600,
+                steps=500,
                 batch_size=64,
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
                 tasks={"next_item": 1.0},

@@ -92,12 +92,14 @@ class Decoder(nnx.Module):
         table = init(rngs.params(), (config.vocab_size, config.hidden_size), dtype)
         self.embed_tokens = nnx.Param(table, **axes("vocab", "embed"))
         self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
-        self.cross = None
-        if cross_attention:
-            width = config.hidden_size
-            self.cross = jax.vmap(
+        width = config.hidden_size
+        self.cross = (
+            jax.vmap(
                 lambda rngs: CrossAttention(cross_attention, width, rngs=rngs, param_dtype=dtype)
             )(rngs.split(self.groups))  # [G, ...]
+            if cross_attention
+            else None
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.lm_head = (
             None

@@ -1,0 +1,72 @@
+"""A tiny experiment on a tiny world. As a program: pre-trains it in a folder, a step at a time."""
+
+import sys
+import time
+from pathlib import Path
+
+from user_llm import stages
+from user_llm.config import (
+    CrossAttentionConfig,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    Experiment,
+    FinetuneConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    PerceiverConfig,
+    StageConfig,
+    SystemConfig,
+)
+from user_llm.data import pipeline
+from user_llm.runs import Run
+
+OPTIM = OptimConfig(learning_rate=1e-2)
+EXPERIMENT = Experiment(
+    name="tiny",
+    data=DataConfig(users=60),
+    encoder=EncoderConfig(window=16, embed=8, feature_embed=4, layers=1, heads=1, mlp=8),
+    language_model=LanguageModelConfig(
+        architecture=DecoderConfig(
+            vocab_size=300,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=96,
+        )
+    ),
+    system=SystemConfig(
+        perceiver=PerceiverConfig(latents=2, layers=1, heads=1),
+        cross_attention=CrossAttentionConfig(every=2, heads=1),
+    ),
+    pretrain=StageConfig(
+        steps=30, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
+    ),
+    warmup=StageConfig(steps=2, batch_size=8, optim=OPTIM),
+    finetune=FinetuneConfig(
+        steps=2, batch_size=8, optim=OPTIM, validate_every=1, history=8, max_tokens=32
+    ),
+    evaluation=EvaluationConfig(users=8, batch_size=8, beam=3, max_new_tokens=8, text_history=2),
+)
+PACE = 0.1  # seconds that a step takes at least
+
+
+def slowly(batches):
+    """So that there is time to be killed in."""
+
+    def paced(*arguments, **options):
+        for batch in batches(*arguments, **options):
+            time.sleep(PACE)
+            yield batch
+
+    return paced
+
+
+if __name__ == "__main__":
+    folder, data_dir = map(Path, sys.argv[1:])
+    pipeline.batches = slowly(pipeline.batches)
+    stages.pretrain(Run(EXPERIMENT, folder, data_dir))

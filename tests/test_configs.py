@@ -1,0 +1,21 @@
+"""Every config of the zoo: a header that says how it is run, and an experiment that is whole."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from user_llm.cli import load_config
+from user_llm.config import Experiment
+from user_llm.models.user_llm import check
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_says_how_it_is_run_and_survives_json(path):
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert header and "user-llm " in header
+    experiment = load_config(str(path))
+    check(experiment.system)
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment

@@ -1,0 +1,124 @@
+"""All stages of a tiny run, from the world to the report, for every fusion and strategy."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from flax import traverse_util
+from runs_made import EXPERIMENT
+
+from user_llm import stages
+from user_llm.config import LoRAConfig, MeshConfig
+from user_llm.evaluation import report
+from user_llm.evaluation.evaluate import evaluate
+from user_llm.runs import Run
+from user_llm.training import loop, tracking
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TASKS = {"next_item": 0.4, "favorite_category": 0.3, "review_generation": 0.3}
+LORA = {"lora": LoRAConfig(rank=2)}
+ALWAYS = {"oracle", "popularity", "encoder", "user_llm"}
+
+
+def experiment(system=None, *, baselines=(), tasks=TASKS, mesh=MeshConfig()):
+    parts = {
+        "system": system or {},
+        "evaluation": {"baselines": baselines},
+        "finetune": {"tasks": tasks},
+        "pretrain": {"steps": 3, "validate_every": 2},
+    }
+    changed = {
+        name: getattr(EXPERIMENT, name).model_copy(update=update) for name, update in parts.items()
+    }
+    return EXPERIMENT.model_copy(update=changed | {"mesh": mesh})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, mesh):
+    """A run that is pre-trained and warmed up, on one device."""
+    folder = tmp_path_factory.mktemp("base")
+    run = Run(experiment(), folder / "run", folder / "data")
+    run.mesh = mesh()
+    stages.pretrain(run)
+    stages.warmup(run)
+    return run
+
+
+@pytest.fixture
+def start(base, tmp_path, mesh):
+    """Makes runs that go on from there, on one device unless the experiment says otherwise."""
+
+    def start(of) -> Run:
+        for part in ("pretrain", "warmup", "tokenizer"):
+            if not (tmp_path / part).exists():
+                shutil.copytree(base.folder / part, tmp_path / part)
+        run = Run(of, tmp_path, base.data_dir)
+        if of.mesh == MeshConfig():
+            run.mesh = mesh()
+        return run
+
+    return start
+
+
+def flat(tree):
+    named = traverse_util.flatten_dict(tree, sep=".")
+    return {name: np.asarray(value) for name, value in named.items()}
+
+
+def same(tree, other):
+    """Of the leaves that both have, whether each is the same, bit by bit."""
+    a, b = flat(tree), flat(other)
+    assert a.keys() & b.keys()
+    return [a[name].tobytes() == b[name].tobytes() for name in a.keys() & b.keys()]
+
+
+@pytest.mark.parametrize(
+    ("system", "baselines", "shape"),
+    [
+        (
+            {"strategy": "full"},
+            ("no_context", "text_prompt", "shuffled_memory"),
+            MeshConfig(data=2, fsdp=2, tensor=2),
+        ),
+        ({"fusion": "soft_prompt", "strategy": "encoder"}, ("no_context",), MeshConfig()),
+        ({"strategy": "lora", **LORA}, (), MeshConfig()),
+        ({"fusion": "soft_prompt", "strategy": "projection"}, (), MeshConfig()),
+    ],
+    ids=["cross_attention-full", "soft_prompt-encoder", "cross_attention-lora", "projection"],
+)
+def test_a_run_ends_in_a_table_and_a_report(system, baselines, shape, start):
+    run = start(experiment(system, baselines=baselines, mesh=shape))
+    result = evaluate(run)
+    assert json.loads((run.folder / "evaluation.json").read_text()) == result
+    rows = {row["system"]: row["metrics"] for row in result["rows"]}
+    assert rows.keys() == ALWAYS | set(baselines)
+    for name in {"user_llm", *baselines}:
+        assert {metric.split("/")[1] for metric in rows[name]} == TASKS.keys()
+        assert all(math.isfinite(value) for value in rows[name].values())
+    page = report.write(run.folder)
+    assert all(f">{name}<" in page.read_text() for name in rows)
+    check_frozen(run, system["strategy"])
+
+
+def check_frozen(run, strategy):
+    """What the strategy leaves alone is, bit by bit, as the stages before left it."""
+    found, decoder = stages.finetune(run), stages.warmup(run)["decoder"]
+    encoder = found["streams"]["timeline"]["encoder"]
+    assert all(same(encoder, stages.encoder(run))) == (strategy == "projection")
+    assert all(same(found["decoder"], decoder)) == (strategy != "full")
+    logged = tracking.read(run.folder / "finetune-user_llm")
+    assert {row["step"] for row in logged} == {1, 2}
+
+
+def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch):
+    of = experiment({"fusion": "soft_prompt"}, baselines=("no_context",), tasks={"next_item": 1.0})
+    first = evaluate(start(of))
+    run = start(of)
+    left = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != "evaluation.json"}
+    monkeypatch.setattr(loop, "make_train_step", None)
+    again = evaluate(run)
+    assert (again["rows"], again["users"]) == (first["rows"], first["users"])
+    assert left == {p: p.stat().st_mtime_ns for p in left}
