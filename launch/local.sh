@@ -65,7 +65,7 @@ case $command in
   test)
     setup test
     lint
-    pytest "$@"
+    pytest --numprocesses auto --dist loadfile "$@"
     ;;
   lint)
     setup test

@@ -73,16 +73,32 @@ def test_weights_cover_exactly_the_tokens_of_the_answer(tokenizer, lengths, seed
     source = make(tokenizer, data, tasks, max_tokens=room, text_history=told)
     rows = np.arange(len(source))
     batch = source.batch(rows, rows + seed)
-    assert batch["tokens"].shape == batch["weights"].shape == (len(rows), room)
+    assert batch["tokens"].shape == batch["weights"].shape == (len(rows), source.length)
+    assert source.length <= room
     for row, target in enumerate(source.targets.tolist()):
         questions = [source.question(task, target) for task in source.tasks]
         answers = tokenizer.answers([question.answer for question in questions])
         weighed = batch["tokens"][row][batch["weights"][row] == 1].tolist()
-        assert weighed in [answer[: room - 1] for answer in answers]
+        assert weighed in [answer[: source.length - 1] for answer in answers]
         (places,) = np.nonzero(batch["weights"][row])
         assert (np.diff(places) == 1).all()
         assert places[0] > 0
         assert not batch["tokens"][row][places[-1] + 1 :].any()
+
+
+def test_rows_are_as_long_as_the_examples_need(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([9] * 4))
+    for told in (0, 1, 3):
+        source = make(tokenizer, data, {"next_item": 1.0}, text_history=told)
+        questions = [source.question(source.tasks[0], target) for target in source.targets.tolist()]
+        prompts = tokenizer.prompts([question.prompt for question in questions])
+        answers = tokenizer.answers([question.answer for question in questions])
+        longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        assert longest <= source.length < longest + 8
+        assert source.length % 8 == 0
+        assert make(tokenizer, data, {"next_item": 1.0}, text_history=told).length == source.length
+        short = make(tokenizer, data, {"next_item": 1.0}, text_history=told, max_tokens=9)
+        assert short.length == 9
 
 
 def test_a_batch_reads_as_prompt_and_answer(tokenizer):

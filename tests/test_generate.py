@@ -108,8 +108,7 @@ def test_answer_ends_before_its_stop_token(generator):
 def test_greedy_answers_are_those_of_transformers(data_folder, name):
     folder = data_folder / "models" / name
     config = decoder_config(folder)
-    decoder = Decoder(config, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(decoder)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
     prompts = [[1, 403, 407, 261, 378], [1], [1, 317, 310, 290, 411, 270, 300]]

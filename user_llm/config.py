@@ -207,6 +207,7 @@ class EvaluationConfig(Config):
         "shuffled_memory",
     )
     text_history: PositiveInt = 10  # events in the text prompt of the baseline of that name
+    text_tokens: PositiveInt = 512  # of its training rows at most; the oldest events go first
 
 
 class Experiment(Config):

@@ -66,14 +66,14 @@ def config() -> Experiment:
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         finetune=FinetuneConfig(
-            steps=200,
+            steps=150,
             batch_size=48,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
             tasks={"next_item": 0.6, "favorite_category": 0.2, "review_generation": 0.2},
             history=50,
             max_tokens=48,
         ),
-        evaluation=EvaluationConfig(users=500, text_history=5, max_new_tokens=24),
+        evaluation=EvaluationConfig(users=500, text_history=5, text_tokens=96, max_new_tokens=24),
     )
 
 

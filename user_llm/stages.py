@@ -155,7 +155,7 @@ def examples(run: Run, name: str, targets: np.ndarray) -> pipeline.Examples:
         tasks(run),
         run.tokenizer,
         history=config.history,
-        max_tokens=run.decoder_config.max_position_embeddings if told else config.max_tokens,
+        max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
         text_history=told,
     )
 

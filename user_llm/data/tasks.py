@@ -107,7 +107,7 @@ def corpus(dataset: Dataset, events: Indices) -> list[str]:
     items = dataset.items
     named = zip(items.titles[KNOWN:], items.genres[KNOWN:], items.texts[KNOWN:], strict=True)
     texts = [f"{title} ({', '.join(genres)}) {text}".strip() for title, genres, text in named]
-    return texts + [review for event in events if (review := dataset.review(event))]
+    return texts + [review for event in events.tolist() if (review := dataset.review(event))]
 
 
 def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int) -> list[Question]:
@@ -131,7 +131,7 @@ def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int
 def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> str:
     """The history as a text prompt gives it: titles with genres, stars and, if asked, reviews."""
     lines = []
-    for event in history:
+    for event in history.tolist():
         item = dataset.item[event]
         facts = list(dataset.items.genres[item])
         if dataset.ratings is not None:

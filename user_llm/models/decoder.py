@@ -1,5 +1,7 @@
 """One decoder for every family: groups of layers, each perhaps with a gated cross-attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -134,7 +136,7 @@ class Decoder(nnx.Module):
         """What share of its look at the memory each cross-attention gives to each of its tokens."""
         return self._scan(x, memory, look=True)[1]
 
-    def _scan(self, x, memory, look=False):
+    def _scan(self, x: Array, memory: Memory | None, look: bool = False) -> tuple[Array, Any]:
         length = x.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
         causal = jnp.tril(jnp.ones((1, length, length), bool))

@@ -213,6 +213,8 @@ class Attention(nnx.Module):
             cache = KVCache(
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
             )
+        elif positions is None:
+            raise ValueError("a cache is written at positions; give them")
         else:
             cache = cache.write(keys, values, positions)
         return self.o_proj(cache.attend(self.queries(x, positions), mask)), cache
