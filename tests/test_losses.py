@@ -31,7 +31,7 @@ ENCODER = EncoderConfig(
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2]], np.int32)
 
 
-next_event, answer = jax.jit(losses.next_event), jax.jit(losses.answer)
+next_event = jax.jit(losses.next_event)
 
 
 def numbers(*shape, seed=0):
@@ -148,6 +148,12 @@ def encode(encoder, batch):
     return encoder(batch["events"], batch["segments"])
 
 
+@jax.jit
+def answer(model, batch):
+    """The loss, and all logits."""
+    return losses.answer(model, batch, jax.random.key(0)), model(batch)
+
+
 def mean_of_pairs(logs, values):
     """Over each pair of neighbours in one segment whose second event has a known value."""
     pairs = [
@@ -204,8 +210,8 @@ def test_answer_weighs_the_answers_tokens_alone(fusion):
         "tokens": jnp.array(tokens, jnp.int32),
         "weights": jnp.array(weights, jnp.float32),
     }
-    loss, metrics = answer(model, batch, jax.random.key(0))
-    logs = log_softmax(jax.jit(lambda model: model(batch))(model))
+    (loss, metrics), logits = answer(model, batch)
+    logs = log_softmax(logits)
     own = [logs[b, t - 1, tokens[b, t]] for b, t in zip(*weights.nonzero(), strict=True)]
     np.testing.assert_allclose(loss, -np.mean(own), rtol=1e-5)
     assert metrics["tokens"] == len(own) == 5

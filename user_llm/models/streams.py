@@ -14,10 +14,11 @@ from user_llm.sharding import axes
 
 
 class TimelineStream(nnx.Module):
-    """The user's events through an encoder, newest marked as such, compressed by a Perceiver.
+    """The user's events through an encoder, marked by their age, compressed by a Perceiver.
 
     Every event gives its encoded state and its own embedding: the state says what may come next,
-    the embedding what the event was. One timeline per row, its padding at the end.
+    the embedding what the event was. The newest event joins the compressed ones as it is: from its
+    state the encoder itself would predict. One timeline per row, its padding at the end.
     """
 
     def __init__(
@@ -25,14 +26,21 @@ class TimelineStream(nnx.Module):
     ):
         self.encoder = encoder
         self.width = 2 * encoder.config.embed
-        init, shape = nnx.initializers.normal(0.02), (encoder.config.window, self.width)
+        init, shape = nnx.initializers.normal(0.5), (encoder.config.window, self.width)
         self.age = nnx.Param(init(rngs.params(), shape), **axes(None, "embed"))
         self.perceiver = Perceiver(perceiver, self.width, rngs=rngs) if perceiver.latents else None
 
     def __call__(self, batch: dict[str, Any]) -> Memory:
         """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0."""
         tokens, mask = self.tokens(batch)
-        return self.perceiver(tokens, mask) if self.perceiver else Memory(tokens, mask)
+        if self.perceiver is None:
+            return Memory(tokens, mask)
+        latents = self.perceiver(tokens, mask)
+        newest = jnp.einsum("bt,btd->bd", is_newest(mask).astype(tokens.dtype), tokens)[:, None]
+        return Memory(
+            jnp.concatenate([latents.tokens, newest], axis=1),
+            jnp.concatenate([latents.mask, mask.any(1, keepdims=True)], axis=1),
+        )
 
     def tokens(self, batch: dict[str, Any]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """One vector per event, before compression, and which of them there are."""
@@ -46,8 +54,14 @@ class TimelineStream(nnx.Module):
         """What share of each memory token comes from each event."""
         tokens, mask = self.tokens(batch)
         if self.perceiver:
-            return self.perceiver.weights(tokens, mask)
+            newest = is_newest(mask)[:, None].astype(jnp.float32)
+            return jnp.concatenate([self.perceiver.weights(tokens, mask), newest], axis=1)
         return jnp.eye(tokens.shape[1]) * mask[:, None].astype(jnp.float32)
+
+
+def is_newest(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Which event came last."""
+    return mask & (event_ages(mask) == 0)
 
 
 def event_ages(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

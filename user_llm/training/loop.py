@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,7 @@ Params = dict[str, Any]  # nested dicts of arrays
 Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """All that a step changes, and the parameters that it reads."""
 
     step: jax.Array
@@ -231,9 +229,7 @@ def start(stage: Stage, abstract: TrainState, init: Callable, seed: int) -> Trai
     if stage.given is None:
         return state
     given = stage.given(abstract.params)
-    return dataclasses.replace(
-        state, trained=graft(state.trained, given), frozen=graft(state.frozen, given)
-    )
+    return state._replace(trained=graft(state.trained, given), frozen=graft(state.frozen, given))
 
 
 def score(figures: dict[str, float]) -> float:
