@@ -44,7 +44,10 @@ class Run:
         self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
         config = folder / "config.json"
         if config.is_file():
-            refuse_differences(json.loads(config.read_text()), self.config, folder)
+            begun = Experiment.model_validate_json(
+                config.read_text()
+            )  # fields added since: default
+            refuse_differences(begun.model_dump(mode="json"), self.config, folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
         temporary = config.with_suffix(".tmp")
