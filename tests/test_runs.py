@@ -33,6 +33,16 @@ def test_the_same_experiment_goes_on_in_its_folder(tmp_path):
     assert (tmp_path / "config.json").stat().st_mtime_ns == before.st_mtime_ns
 
 
+def test_a_run_begun_before_a_field_existed_goes_on_with_its_default(tmp_path):
+    Run(EXPERIMENT, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["pretrain"]["patience"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Run(EXPERIMENT, tmp_path).experiment == EXPERIMENT
+    with pytest.raises(ValueError, match=r"\(pretrain.patience: 0 there, 3 now\)"):
+        Run(with_part("pretrain", patience=3), tmp_path)
+
+
 def test_another_experiment_is_refused_with_every_field_that_differs(tmp_path):
     Run(EXPERIMENT, tmp_path)
     changed = with_part("finetune", steps=9, tasks={"favorite_category": 1.0})
