@@ -71,8 +71,8 @@ def test_without_latents_each_token_comes_from_its_event(plain, batch):
 
 def test_with_latents_weights_are_shares_of_the_events_there_are(compressed, batch):
     memory, weights = run(compressed, batch)
-    assert memory.tokens.shape == (4, PERCEIVER.latents, compressed.width)
-    assert weights.shape == (4, PERCEIVER.latents, 6)
+    assert memory.tokens.shape == (4, PERCEIVER.latents + 1, compressed.width)
+    assert weights.shape == (4, PERCEIVER.latents + 1, 6)
     there = batch["segments"] > 0
     np.testing.assert_allclose(weights.sum(-1)[there.any(1)], 1, rtol=1e-6)
     np.testing.assert_array_equal(np.where(there[:, None], 0, weights), 0)

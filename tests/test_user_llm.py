@@ -83,14 +83,14 @@ def test_memory_depends_on_the_user_alone(crossed):
     turned = memories(crossed, jax.tree.map(lambda x: x[::-1], user))["timeline"]
     np.testing.assert_array_equal(turned.tokens[::-1], found.tokens)
     assert np.isfinite(found.tokens).all()
-    assert found.tokens.shape == (3, PERCEIVER.latents, 2 * ENCODER.embed)
+    assert found.tokens.shape == (3, PERCEIVER.latents + 1, 2 * ENCODER.embed)
 
 
 def test_a_soft_prompt_is_a_prefix_of_words_that_the_decoder_does_not_have():
     model = random_model(make(SOFT))
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, BATCH)
     found, params = np.asarray(logits(model, BATCH)), nnx.to_pure_dict(nnx.state(model.decoder))
-    size, count = DECODER.vocab_size, PERCEIVER.latents
+    size, count = DECODER.vocab_size, PERCEIVER.latents + 1
     wide = nnx.eval_shape(
         lambda: Decoder(DECODER.model_copy(update={"vocab_size": size + count}), rngs=nnx.Rngs(0))
     )

@@ -35,12 +35,10 @@ class TimelineStream(nnx.Module):
         tokens, mask = self.tokens(batch)
         if self.perceiver is None:
             return Memory(tokens, mask)
-        latents = self.perceiver(tokens, mask)
-        newest = jnp.einsum("bt,btd->bd", is_newest(mask).astype(tokens.dtype), tokens)[:, None]
-        return Memory(
-            jnp.concatenate([latents.tokens, newest], axis=1),
-            jnp.concatenate([latents.mask, mask.any(1, keepdims=True)], axis=1),
-        )
+        latents = self.perceiver(tokens, mask).tokens
+        newest = jnp.einsum("bt,btd->bd", is_newest(mask).astype(tokens.dtype), tokens)
+        memory = jnp.concatenate([latents, newest[:, None]], axis=1)
+        return Memory(memory, jnp.ones(memory.shape[:2], bool))
 
     def tokens(self, batch: dict[str, Any]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """One vector per event, before compression, and which of them there are."""
