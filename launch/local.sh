@@ -8,6 +8,7 @@ Sets the project up in .venv, then runs or checks it.
 
   bash launch/local.sh quickstart [ARGUMENT ...]   user-llm quickstart: train and judge a small model
   bash launch/local.sh test [ARGUMENT ...]         lint, then pytest
+  bash launch/local.sh unit [ARGUMENT ...]         pytest alone
   bash launch/local.sh lint                        ruff and pyright
   bash launch/local.sh help                        this text
 
@@ -66,6 +67,10 @@ case $command in
     setup test
     lint
     pytest --numprocesses auto --dist loadfile "$@"
+    ;;
+  unit)
+    setup test
+    pytest "$@"
     ;;
   lint)
     setup test
