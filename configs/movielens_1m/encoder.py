@@ -24,10 +24,10 @@ def config() -> Experiment:
         ),
         encoder=EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=128, dropout=0.2),
         pretrain=StageConfig(
-            steps=1000,
+            steps=1200,
             batch_size=64,
             optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
-            validate_every=250,
+            validate_every=200,
             checkpoint_every=100,
         ),
         system=SystemConfig(streams=()),

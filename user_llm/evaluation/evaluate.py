@@ -30,7 +30,7 @@ def judge(run: Run, task: Task, targets: np.ndarray, answers: Answers) -> Figure
         wanted = run.dataset.item[targets] - KNOWN
         figures = metrics.Ranking.from_lists(answers.choices.tolist(), wanted.tolist())
     else:
-        labels = [label(run, task, target) for target in targets]
+        labels = [label(run, task, target) for target in targets.tolist()]
         if isinstance(task, FavoriteCategory):
             figures = metrics.Accuracy.from_answers(answers.texts, labels)
         else:
@@ -77,7 +77,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         },
         "rows": rows,
         "users": [
-            user | {"answers": [asked(run, task, answers, i, targets[i]) for task in tasks]}
+            user | {"answers": [asked(run, task, answers, i, int(targets[i])) for task in tasks]}
             for i, user in enumerate(shown)
         ],
     }
@@ -114,7 +114,7 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     shares: list[np.ndarray] = []
     if system.crossed:
         task = NextItem(data)
-        prompts = run.tokenizer.prompts([examples.question(task, t).prompt for t in targets])
+        prompts = run.tokenizer.prompts([examples.question(task, t).prompt for t in targets.tolist()])
         batch = examples.timelines(np.arange(len(targets))) | pad(
             prompts, [[]] * len(prompts), max(map(len, prompts))
         )
@@ -127,7 +127,7 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
         user = data.users[user_of(np.array([target]), data.offsets)[0]]
         weights = shares[i][:, : len(events)].tolist() if shares else []
         found.append(
-            {"user": user, "history": [event(data, e) for e in events], "attention": weights}
+            {"user": user, "history": [event(data, e) for e in events.tolist()], "attention": weights}
         )
     return found
 
