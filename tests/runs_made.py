@@ -47,6 +47,7 @@ EXPERIMENT = Experiment(
         steps=30, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
     ),
     warmup=StageConfig(steps=2, batch_size=8, optim=OPTIM),
+    align=StageConfig(steps=2, batch_size=8, optim=OPTIM),
     finetune=FinetuneConfig(
         steps=2, batch_size=8, optim=OPTIM, validate_every=1, history=8, max_tokens=32
     ),

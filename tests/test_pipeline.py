@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from user_llm.data.pipeline import (
     Documents,
     Examples,
+    Hinted,
     PackedTimelines,
     batches,
     local_batch,
@@ -213,3 +214,18 @@ def test_a_row_of_documents_depends_on_its_seed_alone():
     assert tokens.shape == (3, 9)
     assert tokens[0].tolist() == tokens[2].tolist()
     np.testing.assert_array_equal(source.batch(np.arange(1), seeds[:1])["tokens"], tokens[:1])
+
+
+def test_hints_name_the_item_that_is_asked_for_by_shares_of_all_sizes(examples):
+    plain = examples(history=4)
+    hinted, rows = Hinted(plain), np.arange(len(TARGETS))
+    assert len(hinted) == len(plain)
+    seeds = np.arange(100, 100 + len(TARGETS))
+    batch = hinted.batch(rows, seeds)
+    hint = batch.pop("hint")
+    assert_same([batch], [plain.batch(rows, seeds)])
+    np.testing.assert_array_equal(hint["item"], DATA.item[TARGETS])
+    assert 0 <= hint["share"].min() < 0.2
+    assert 0.8 < hint["share"].max() < 1
+    alone = hinted.batch(rows[3:5], seeds[3:5])["hint"]
+    assert_same([alone], [{name: values[3:5] for name, values in hint.items()}])

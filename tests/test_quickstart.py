@@ -26,9 +26,31 @@ def figures(folder):
     return {row["system"]: row["metrics"] for row in rows}
 
 
-def test_encoder_is_far_above_popularity_and_below_the_oracle(figures):
-    recall = {name: row["test/next_item/recall_at_10"] for name, row in figures.items()}
-    assert 4 * recall["popularity"] <= recall["encoder"] <= recall["oracle"]
+def column(figures, metric):
+    return {name: row[metric] for name, row in figures.items() if metric in row}
+
+
+def test_encoder_is_far_above_popularity_and_near_the_oracle(figures):
+    recall = column(figures, "test/next_item/recall_at_10")
+    assert 4 * recall["popularity"] <= recall["encoder"]
+    assert 0.7 * recall["oracle"] <= recall["encoder"] <= recall["oracle"]
+
+
+def test_memory_tells_the_next_item_and_the_favorite_category(figures):
+    recall = column(figures, "test/next_item/recall_at_1")
+    assert recall["user_llm"] >= 2 * recall["no_context"]
+    assert recall["user_llm"] >= 0.05
+    accuracy = column(figures, "test/favorite_category/accuracy")
+    assert accuracy["user_llm"] >= accuracy["no_context"] + 0.15
+
+
+@pytest.mark.parametrize(
+    "metric", ["test/next_item/recall_at_10", "test/favorite_category/accuracy"]
+)
+def test_memory_of_somebody_else_takes_the_gain_away(figures, metric):
+    found = column(figures, metric)
+    gain = found["user_llm"] - found["no_context"]
+    assert found["shuffled_memory"] - found["no_context"] < 0.2 * gain
 
 
 def test_every_system_answers_every_task(figures):

@@ -105,6 +105,9 @@ def test_a_run_ends_in_a_table_and_a_report(system, baselines, shape, start):
 
 def check_frozen(run, strategy):
     """What the strategy leaves alone is, bit by bit, as the stages before left it."""
+    aligned = stages.align(run)
+    assert all(same(aligned["streams"]["timeline"]["encoder"], stages.encoder(run)))
+    assert all(same(aligned["decoder"], stages.warmup(run)["decoder"])) == (strategy != "full")
     found, decoder = stages.finetune(run), stages.warmup(run)["decoder"]
     encoder = found["streams"]["timeline"]["encoder"]
     assert all(same(encoder, stages.encoder(run))) == (strategy == "projection")

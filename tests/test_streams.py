@@ -113,3 +113,25 @@ def test_a_wider_batch_gives_the_same_memory(compressed, batch):
     memory = run(compressed, batch)[0]
     again = run(compressed, {"events": wide, "segments": segments})[0]
     np.testing.assert_allclose(again.tokens, memory.tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hint_turns_the_newest_state_towards_its_item(plain, batch):
+    without = run(plain, batch)[0].tokens
+    item = np.array([3, 5, 7, 2])
+    table = models_made.parameters(plain)["encoder"]["embedding"]["tables"]["item"]
+    for share in (0.0, 0.3, 1.0):
+        hint = {"item": item, "share": np.full(4, share, np.float32)}
+        tokens = run(plain, batch | {"hint": hint})[0].tokens
+        for user, length in enumerate(LENGTHS):
+            old, new = (np.asarray(t[user, :length], np.float64) for t in (without, tokens))
+            np.testing.assert_array_equal(new[:-1], old[:-1])
+            if not length:
+                continue
+            age = models_made.parameters(plain)["age"][0]
+            old, new = old[-1] - age, new[-1] - age
+            np.testing.assert_allclose(new[ENCODER.embed :], old[ENCODER.embed :], atol=1e-6)
+            state, target = old[: ENCODER.embed], table[item[user]]
+            size = np.linalg.norm(state)
+            mixed = (1 - share) * state / size + share * target / np.linalg.norm(target)
+            wanted = size * mixed / np.linalg.norm(mixed)
+            np.testing.assert_allclose(new[: ENCODER.embed], wanted, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 
 from user_llm.data.world import EVENTS, GENRES, World
 from user_llm.data.world_words import MOODS
+from user_llm.evaluation.metrics import Ranking
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,12 @@ def timelines(world):
 
 @pytest.fixture(scope="module")
 def scores(world):
-    return world.oracle()
+    return figures(world)
+
+
+def figures(world):
+    ranks = {name: np.array(list(of.values())) for name, of in world.ranks().items()}
+    return {name: Ranking.from_ranks(rank).compute() for name, rank in ranks.items()}
 
 
 def indices(timeline):
@@ -130,7 +136,8 @@ def test_oracle_agrees_with_the_probabilities_it_ranks_by(timelines):
         order = np.argsort(-world.next_item_probabilities(user, len(watched) - 1))
         ranks.append(list(order).index(watched[-1]))
     ranks = np.array(ranks)
-    got = world.oracle()["oracle"]
+    assert list(world.ranks()["oracle"]) == [timeline["user"] for timeline in timelines[:60]]
+    got = figures(world)["oracle"]
     assert got["recall_at_10"] == pytest.approx(np.mean(ranks < 10))
     gains = [1 / np.log2(rank + 2) if rank < 10 else 0 for rank in ranks]
     assert got["ndcg_at_10"] == pytest.approx(np.mean(gains))

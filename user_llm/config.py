@@ -223,5 +223,6 @@ class Experiment(Config):
     system: SystemConfig = SystemConfig()
     pretrain: StageConfig = StageConfig()
     warmup: StageConfig = StageConfig()
+    align: StageConfig = StageConfig(steps=0)  # from a pointed-out item to its name; see `stages`
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -36,7 +36,14 @@ def config() -> Experiment:
         name="quickstart",
         data=DataConfig(name="world", users=2000),
         encoder=EncoderConfig(
-            window=100, embed=64, feature_embed=16, layers=2, heads=1, mlp=128, temperature=0.1
+            window=100,
+            embed=64,
+            feature_embed=16,
+            layers=2,
+            heads=1,
+            mlp=128,
+            dropout=0.1,
+            temperature=0.07,
         ),
         language_model=LanguageModelConfig(
             architecture=DecoderConfig(
@@ -55,21 +62,26 @@ def config() -> Experiment:
             cross_attention=CrossAttentionConfig(every=1, heads=3, gate=0.5),
         ),
         pretrain=StageConfig(
-            steps=250,
+            steps=300,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
-            validate_every=125,
+            validate_every=100,
         ),
         warmup=StageConfig(
             steps=120,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
+        align=StageConfig(
+            steps=200,
+            batch_size=256,
+            optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
+        ),
         finetune=FinetuneConfig(
-            steps=150,
+            steps=200,
             batch_size=48,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
-            tasks={"next_item": 0.6, "favorite_category": 0.2, "review_generation": 0.2},
+            tasks={"next_item": 0.4, "favorite_category": 0.4, "review_generation": 0.2},
             history=50,
             max_tokens=48,
         ),

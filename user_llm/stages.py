@@ -12,7 +12,7 @@ from flax import nnx
 
 from user_llm.config import StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
-from user_llm.data.tasks import TASKS, Task, corpus, practice
+from user_llm.data.tasks import TASKS, NextItem, Task, corpus, practice
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.huggingface import load_decoder
@@ -22,6 +22,7 @@ from user_llm.sharding import batch_sharding
 from user_llm.training import losses
 from user_llm.training.loop import Params, Stage, fit
 
+SHOWN = 8  # events that an alignment shows at most
 VALIDATED = 1024  # users by whom the progress of a stage is judged
 
 
@@ -86,6 +87,34 @@ def texts(run: Run) -> list[str]:
     return corpus(run.dataset, events)
 
 
+def align(run: Run) -> Params:
+    """The experiment's system, taught to name the item that a user's newest state points at.
+
+    Each state is turned towards the item that comes next, by a random share. What real states only
+    hint at is said outright here, so the decoder learns from few examples how items are named.
+    The encoder stays as it is.
+    """
+    system, config = run.experiment.system, run.experiment.align
+    moves = trained(system.strategy)
+    targets = timelines.training_targets(run.split, run.dataset.offsets)
+    asked: dict[Task, float] = {NextItem(run.dataset): 1.0}
+    source = pipeline.Hinted(examples(run, "user_llm", targets, asked=asked, history=SHOWN))
+
+    def given(abstract: Params) -> Params:
+        streams = {"timeline": {"encoder": encoder(run)}}
+        return {"streams": streams, "decoder": warmup(run)["decoder"]}
+
+    stage = Stage(
+        config=config,
+        make_model=run.make_model(system),
+        loss=losses.answer,
+        batches=batches(run, source, config),
+        trained=lambda path, value: "encoder" not in path and moves(path, value),
+        given=given,
+    )
+    return train(run, stage, "align")
+
+
 def finetune(run: Run, name: str = "user_llm") -> Params:
     """The system of that name, from the pre-trained encoder and the warmed-up decoder."""
     system, config = run.systems[name], run.experiment.finetune
@@ -93,8 +122,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
     source = examples(run, name, timelines.training_targets(run.split, run.dataset.offsets))
 
     def given(abstract: Params) -> Params:
-        streams = {"timeline": {"encoder": encoder(run)}} if system.streams else {}
-        return {"streams": streams, "decoder": warmup(run)["decoder"]}
+        return align(run) if system.streams else {"decoder": warmup(run)["decoder"]}
 
     stage = Stage(
         config=config if moves(make_model, system) else config.model_copy(update={"steps": 0}),
@@ -146,15 +174,22 @@ def tasks(run: Run) -> dict[Task, float]:
     }
 
 
-def examples(run: Run, name: str, targets: np.ndarray) -> pipeline.Examples:
-    """What a system of the run is asked about these events."""
+def examples(
+    run: Run,
+    name: str,
+    targets: np.ndarray,
+    *,
+    asked: dict[Task, float] | None = None,
+    history: int | None = None,
+) -> pipeline.Examples:
+    """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, told = run.experiment.finetune, run.systems[name].text_history
     return pipeline.Examples(
         run.dataset,
         targets,
-        tasks(run),
+        asked or tasks(run),
         run.tokenizer,
-        history=config.history,
+        history=history or config.history,
         max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
         text_history=told,
     )

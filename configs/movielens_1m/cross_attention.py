@@ -36,8 +36,14 @@ def config() -> Experiment:
                 batch_size=64,
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
             ),
+            "align": StageConfig(
+                steps=1000,
+                batch_size=64,
+                optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20),
+                checkpoint_every=100,
+            ),
             "finetune": FinetuneConfig(
-                steps=500,
+                steps=400,
                 batch_size=64,
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
                 tasks={"next_item": 1.0},

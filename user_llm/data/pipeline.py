@@ -130,6 +130,22 @@ class Examples:
         return task if task.fits(target) else next(t for t in self.tasks if t.fits(target))
 
 
+class Hinted:
+    """Examples that give their item away, each by a random share (see `TimelineStream`)."""
+
+    def __init__(self, examples: Examples):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, rows: Rows, seeds: Rows) -> Arrays:
+        item = self.examples.dataset.item[self.examples.targets[rows]]
+        share = [np.random.default_rng([seed, 1]).random() for seed in seeds]
+        hint = {"item": item, "share": np.array(share, np.float32)}
+        return self.examples.batch(rows, seeds) | {"hint": hint}
+
+
 def order(examples: int, batch_size: int, seed: int) -> grain.MapDataset:
     """The examples of every global batch: each once an epoch, in an order of its own."""
     rows = grain.MapDataset.range(examples).seed(seed).shuffle().repeat()

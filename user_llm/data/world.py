@@ -116,7 +116,7 @@ class World:
             for draw, items, match in zip(draws, viewings.items, viewings.match, strict=True):
                 items, ratings = items[: draw.length], self._ratings(draw, items, match)
                 yield {
-                    "user": f"u{user:04d}",
+                    "user": self._name(user),
                     "item": [f"i{i:04d}" for i in items.tolist()],
                     "timestamp": draw.timestamps[: draw.length],
                     "rating": ratings,
@@ -137,27 +137,31 @@ class World:
             raise ValueError(f"position={position} must lie in [0, {draw.length}) for user {user}")
         return self._simulate([draw], np.array([position])).probabilities[0]
 
-    def oracle(self) -> dict[str, dict[str, float]]:
-        """The scores of the true distribution (`oracle`) and of `popularity` on all last events.
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Each user's rank, from 1, of their last film by the truth (`oracle`) and by `popularity`.
 
         Both rank the whole catalogue without the films already seen; popularity counts all events
-        but the last ones.
+        but the last ones. No recommender can expect better ranks than the oracle's.
         """
         popular, chunks = np.zeros(self.num_items), list(self._chunks())
         for draws, viewings in chunks:
             for draw, items in zip(draws, viewings.items, strict=True):
                 popular[items[: draw.length - 1]] += 1
-        ranks = {"oracle": [], "popularity": []}
+        ranks: dict[str, dict[str, int]] = {"oracle": {}, "popularity": {}}
+        names = map(self._name, range(self.users))
         for draws, viewings in chunks:
             for draw, items, truth in zip(
                 draws, viewings.items, viewings.probabilities, strict=True
             ):
                 counts = popular.copy()
                 counts[items[: draw.length - 1]] = -1
-                target = items[draw.length - 1]
+                target, user = items[draw.length - 1], next(names)
                 for name, scores in (("oracle", truth), ("popularity", counts)):
-                    ranks[name].append(np.sum(scores >= scores[target]) - 1)
-        return {name: _ranking_metrics(np.array(rank)) for name, rank in ranks.items()}
+                    ranks[name][user] = int(np.sum(scores >= scores[target]))
+        return ranks
+
+    def _name(self, user: int) -> str:
+        return f"u{user:04d}"
 
     @cached_property
     def _films(self) -> Films:
@@ -255,10 +259,3 @@ class World:
         titles = [self._films.titles[i] for i in items]
         genres = [self._films.genres[i][0] for i in items]
         return write_reviews(draw.style, titles, genres, ratings, draw.review[: draw.length])
-
-
-def _ranking_metrics(rank: Int[np.ndarray, " users"]) -> dict[str, float]:
-    """Recall and NDCG of one relevant item each, by its rank from 0."""
-    recall = {f"recall_at_{k}": float(np.mean(rank < k)) for k in (1, 5, 10)}
-    gain = np.where(rank < 10, 1 / np.log2(rank + 2), 0)
-    return recall | {"ndcg_at_10": float(gain.mean())}

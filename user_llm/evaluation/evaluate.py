@@ -13,10 +13,7 @@ from user_llm.data.text import pad
 from user_llm.data.timelines import histories, user_of
 from user_llm.data.world import World
 from user_llm.evaluation import metrics, records
-from user_llm.evaluation.next_item import (
-    encoder_ranker,
-    popularity_ranks,
-)
+from user_llm.evaluation.next_item import encoder_ranker, popularity_ranks
 from user_llm.evaluation.system import Answers, System
 from user_llm.runs import Run
 
@@ -93,15 +90,16 @@ def read(run: Run) -> dict[str, Any]:
 def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
     """The rows that rank the catalogue without a language model: encoder, popularity, oracle."""
     data = run.dataset
-    ranks = {"popularity": popularity_ranks(data, run.training_events, targets)}
+    ranks = {}
+    if run.experiment.data.name == "world":
+        truth = World(users=run.experiment.data.users, seed=run.experiment.data.seed).ranks()
+        asked = user_of(targets, data.offsets).tolist()
+        ranks["oracle"] = np.array([truth["oracle"][data.users[user]] for user in asked])
+    ranks["popularity"] = popularity_ranks(data, run.training_events, targets)
     if run.experiment.pretrain.steps or run.experiment.encoder_from:
         ranker = encoder_ranker(run.make_encoder, data, targets, mesh=run.mesh)
         ranks["encoder"] = ranker(stages.encoder(run))
     rows = {}
-    if run.experiment.data.name == "world":
-        truth = World(users=run.experiment.data.users, seed=run.experiment.data.seed)
-        figures = truth.oracle()["oracle"]
-        rows["oracle"] = {f"test/next_item/{name}": value for name, value in figures.items()}
     for name, found in ranks.items():
         figures = metrics.Ranking.from_ranks(found).compute()
         rows[name] = {f"test/next_item/{metric}": value for metric, value in figures.items()}
@@ -114,7 +112,9 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     shares: list[np.ndarray] = []
     if system.crossed:
         task = NextItem(data)
-        prompts = run.tokenizer.prompts([examples.question(task, t).prompt for t in targets.tolist()])
+        prompts = run.tokenizer.prompts(
+            [examples.question(task, t).prompt for t in targets.tolist()]
+        )
         batch = examples.timelines(np.arange(len(targets))) | pad(
             prompts, [[]] * len(prompts), max(map(len, prompts))
         )
@@ -127,7 +127,11 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
         user = data.users[user_of(np.array([target]), data.offsets)[0]]
         weights = shares[i][:, : len(events)].tolist() if shares else []
         found.append(
-            {"user": user, "history": [event(data, e) for e in events.tolist()], "attention": weights}
+            {
+                "user": user,
+                "history": [event(data, e) for e in events.tolist()],
+                "attention": weights,
+            }
         )
     return found
 

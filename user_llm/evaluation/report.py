@@ -35,6 +35,7 @@ MEANINGS = {
 STAGES = {
     "pretrain": "Pre-training the user encoder",
     "warmup": "Warming the language model up",
+    "align": "Aligning states and names",
 }
 # The metric that stands for a task, and what the model does that it counts.
 CHIEF = {

@@ -7,10 +7,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.config import PerceiverConfig
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders.autoregressive import AutoregressiveEncoder, unit
 from user_llm.models.layers import Memory
 from user_llm.models.perceiver import Perceiver
-from user_llm.sharding import axes
+from user_llm.sharding import axes, constrain
 
 
 class TimelineStream(nnx.Module):
@@ -31,7 +31,10 @@ class TimelineStream(nnx.Module):
         self.perceiver = Perceiver(perceiver, self.width, rngs=rngs) if perceiver.latents else None
 
     def __call__(self, batch: dict[str, Any]) -> Memory:
-        """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0."""
+        """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0.
+
+        With `batch["hint"]`, an item and a share per user, the newest state is turned towards it.
+        """
         tokens, mask = self.tokens(batch)
         if self.perceiver is None:
             return Memory(tokens, mask)
@@ -45,8 +48,20 @@ class TimelineStream(nnx.Module):
         events, segments = batch["events"], batch["segments"]
         mask = segments > 0
         states = self.encoder(events, segments)
+        if "hint" in batch:
+            turned = self.turned(states, **batch["hint"])
+            states = jnp.where(is_newest(mask)[..., None], turned, states)
         x = jnp.concatenate([states, self.encoder.embed(events)], axis=-1)
-        return x + self.age[...].astype(x.dtype)[event_ages(mask)], mask
+        age = constrain(self.age[...].astype(x.dtype), None, None)  # as any table, before a look-up
+        return x + constrain(age[event_ages(mask)], "batch", None, None), mask
+
+    def turned(
+        self, states: Float[Array, "B T D"], item: Int[Array, " B"], share: Float[Array, " B"]
+    ) -> Float[Array, "B T D"]:
+        """States of the same length that point towards an item: straight where `share` is 1."""
+        length, share = jnp.linalg.norm(states, axis=-1, keepdims=True), share[:, None, None]
+        target = unit(self.encoder.item_vectors()[item])[:, None].astype(states.dtype)
+        return length * unit((1 - share) * unit(states) + share * target)
 
     def weights(self, batch: dict[str, Any]) -> Float[Array, "B M T"]:
         """What share of each memory token comes from each event."""

@@ -28,6 +28,9 @@ from user_llm.training.tracking import Tracker
 
 PREEMPTED = 42  # the exit code that says: saved, start me again
 
+# What runs once on a CPU: optimizing it takes four times as long as all the rest of it.
+HASTY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 Params = dict[str, Any]  # nested dicts of arrays
 Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -132,7 +135,11 @@ def setup(
             shardings(state, mesh),
         )
     )
-    init = jax.jit(lambda key: plain(build(key)), out_shardings=placement(abstract))
+    init = jax.jit(
+        lambda key: plain(build(key)),
+        out_shardings=placement(abstract),
+        compiler_options=HASTY if jax.default_backend() == "cpu" else None,
+    )
     return graphdef, abstract, init
 
 
