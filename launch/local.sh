@@ -2,13 +2,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Compiles a third faster on CPUs and runs as fast; constraints.txt pins an XLA that knows the flag.
+export XLA_FLAGS=${XLA_FLAGS:---xla_cpu_use_fusion_emitters=false}
+
 help() {
   cat <<'TEXT'
 Sets the project up in .venv, then runs or checks it.
 
   bash launch/local.sh quickstart [ARGUMENT ...]   user-llm quickstart: train and judge a small model
   bash launch/local.sh test [ARGUMENT ...]         lint, then pytest
-  bash launch/local.sh unit [ARGUMENT ...]         pytest alone
   bash launch/local.sh lint                        ruff and pyright
   bash launch/local.sh help                        this text
 
@@ -67,10 +69,6 @@ case $command in
     setup test
     lint
     pytest --numprocesses auto --dist loadfile "$@"
-    ;;
-  unit)
-    setup test
-    pytest "$@"
     ;;
   lint)
     setup test

@@ -62,7 +62,7 @@ def config() -> Experiment:
             cross_attention=CrossAttentionConfig(every=1, heads=3, gate=0.5),
         ),
         pretrain=StageConfig(
-            steps=300,
+            steps=250,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
             validate_every=100,
@@ -73,19 +73,19 @@ def config() -> Experiment:
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         align=StageConfig(
-            steps=200,
-            batch_size=256,
+            steps=150,
+            batch_size=160,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         finetune=FinetuneConfig(
-            steps=200,
+            steps=160,
             batch_size=48,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
-            tasks={"next_item": 0.4, "favorite_category": 0.4, "review_generation": 0.2},
+            tasks={"next_item": 0.4, "favorite_category": 0.35, "review_generation": 0.25},
             history=50,
             max_tokens=48,
         ),
-        evaluation=EvaluationConfig(users=500, text_history=5, text_tokens=96, max_new_tokens=24),
+        evaluation=EvaluationConfig(users=500, text_history=4, text_tokens=80, max_new_tokens=24),
     )
 
 

@@ -148,7 +148,7 @@ class Decoder(nnx.Module):
         def group(x, blocks_and_cross):
             blocks, cross = blocks_and_cross
             x, _ = jax.lax.scan(layer, x, blocks)
-            if cross is None:
+            if cross is None or memory is None:
                 return x, None
             keys_values = cross.keys_values(memory)
             weights = cross.weights(x, keys_values, memory.mask) if look else None
