@@ -73,17 +73,17 @@ def config() -> Experiment:
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         align=StageConfig(
-            steps=150,
+            steps=120,
             batch_size=160,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         finetune=FinetuneConfig(
-            steps=160,
+            steps=200,
             batch_size=48,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
-            tasks={"next_item": 0.4, "favorite_category": 0.35, "review_generation": 0.25},
+            tasks={"next_item": 0.4, "favorite_category": 0.4, "review_generation": 0.2},
             history=50,
-            max_tokens=48,
+            max_tokens=40,
         ),
         evaluation=EvaluationConfig(users=500, text_history=4, text_tokens=80, max_new_tokens=24),
     )
