@@ -19,6 +19,7 @@ from user_llm.training import loop, tracking
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TASKS = {"next_item": 0.4, "favorite_category": 0.3, "review_generation": 0.3}
+NEXT = {"next_item": 1.0}
 LORA = {"lora": LoRAConfig(rank=2)}
 ALWAYS = {"oracle", "popularity", "encoder", "user_llm"}
 
@@ -76,30 +77,31 @@ def same(tree, other):
 
 
 @pytest.mark.parametrize(
-    ("system", "baselines", "shape"),
+    ("system", "tasks", "baselines", "shape"),
     [
         (
             {"strategy": "full"},
+            TASKS,
             ("no_context", "text_prompt", "shuffled_memory"),
             MeshConfig(data=2, fsdp=2, tensor=2),
         ),
-        ({"fusion": "soft_prompt", "strategy": "encoder"}, ("no_context",), MeshConfig()),
-        ({"strategy": "lora", **LORA}, (), MeshConfig()),
-        ({"fusion": "soft_prompt", "strategy": "projection"}, (), MeshConfig()),
+        ({"fusion": "soft_prompt", "strategy": "encoder"}, NEXT, (), MeshConfig()),
+        ({"strategy": "lora", **LORA}, NEXT, (), MeshConfig()),
+        ({"fusion": "soft_prompt", "strategy": "projection"}, NEXT, (), MeshConfig()),
     ],
     ids=["cross_attention-full", "soft_prompt-encoder", "cross_attention-lora", "projection"],
 )
-def test_a_run_ends_in_a_table_and_a_report(system, baselines, shape, start):
-    run = start(experiment(system, baselines=baselines, mesh=shape))
+def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, start):
+    run = start(experiment(system, baselines=baselines, tasks=tasks, mesh=shape))
     result = evaluate(run)
     assert json.loads((run.folder / "evaluation.json").read_text()) == result
     rows = {row["system"]: row["metrics"] for row in result["rows"]}
     assert rows.keys() == ALWAYS | set(baselines)
     for name in {"user_llm", *baselines}:
-        assert {metric.split("/")[1] for metric in rows[name]} == TASKS.keys()
+        assert {metric.split("/")[1] for metric in rows[name]} == tasks.keys()
         assert all(math.isfinite(value) for value in rows[name].values())
     page = report.write(run.folder)
-    assert all(f">{name}<" in page.read_text() for name in rows)
+    assert all(f">{report.words(name)}<" in page.read_text() for name in rows)
     check_frozen(run, system["strategy"])
 
 
@@ -117,7 +119,7 @@ def check_frozen(run, strategy):
 
 
 def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch):
-    of = experiment({"fusion": "soft_prompt"}, baselines=("no_context",), tasks={"next_item": 1.0})
+    of = experiment({"fusion": "soft_prompt"}, tasks=NEXT)
     first = evaluate(start(of))
     run = start(of)
     left = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != "evaluation.json"}
