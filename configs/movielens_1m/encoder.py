@@ -1,6 +1,8 @@
 """The encoder alone on MovieLens 1M: item ids, leave-one-out over the whole catalogue.
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --record
+
+2 CPU cores, 33 minutes. Test: recall_at_10 0.289, ndcg_at_10 0.169 (one seed).
 """
 
 from user_llm.config import (

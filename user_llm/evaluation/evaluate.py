@@ -139,7 +139,10 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
 def event(data: Dataset, index: int) -> dict[str, Any]:
     """One event in words."""
     item = data.item[index]
-    told: dict[str, Any] = {"title": data.items.titles[item], "genres": list(data.items.genres[item])}
+    told: dict[str, Any] = {
+        "title": data.items.titles[item],
+        "genres": list(data.items.genres[item]),
+    }
     if data.ratings is not None:
         told["rating"] = float(data.ratings[index])
     if review := data.review(index):
