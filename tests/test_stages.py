@@ -81,11 +81,11 @@ def same(tree, other):
     [
         (
             {"strategy": "full"},
-            TASKS,
+            NEXT,
             ("no_context", "text_prompt", "shuffled_memory"),
             MeshConfig(data=2, fsdp=2, tensor=2),
         ),
-        ({"fusion": "soft_prompt", "strategy": "encoder"}, NEXT, (), MeshConfig()),
+        ({"fusion": "soft_prompt", "strategy": "encoder"}, TASKS, (), MeshConfig()),
         ({"strategy": "lora", **LORA}, NEXT, (), MeshConfig()),
         ({"fusion": "soft_prompt", "strategy": "projection"}, NEXT, (), MeshConfig()),
     ],
