@@ -44,9 +44,8 @@ class Run:
         self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
         config = folder / "config.json"
         if config.is_file():
-            begun = Experiment.model_validate_json(
-                config.read_text()
-            )  # fields added since: default
+            # Read as an experiment, so that fields added since have their defaults.
+            begun = Experiment.model_validate_json(config.read_text())
             refuse_differences(begun.model_dump(mode="json"), self.config, folder)
             return
         folder.mkdir(parents=True, exist_ok=True)

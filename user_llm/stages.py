@@ -22,7 +22,7 @@ from user_llm.sharding import batch_sharding
 from user_llm.training import losses
 from user_llm.training.loop import Params, Stage, fit
 
-SHOWN = 8  # events that an alignment shows at most
+ALIGNMENT_HISTORY = 8  # events
 VALIDATED = 1024  # users by whom the progress of a stage is judged
 
 
@@ -95,34 +95,37 @@ def align(run: Run) -> Params:
     The encoder stays as it is.
     """
     system, config = run.experiment.system, run.experiment.align
-    moves = trained(system.strategy)
+    by_strategy = trained(system.strategy)
     targets = timelines.training_targets(run.split, run.dataset.offsets)
     asked: dict[Task, float] = {NextItem(run.dataset): 1.0}
-    source = pipeline.Hinted(examples(run, "user_llm", targets, asked=asked, history=SHOWN))
-
-    def given(abstract: Params) -> Params:
-        streams = {"timeline": {"encoder": encoder(run)}}
-        return {"streams": streams, "decoder": warmup(run)["decoder"]}
-
+    shown = examples(run, "user_llm", targets, asked=asked, history=ALIGNMENT_HISTORY)
+    source = pipeline.Hinted(shown)
     stage = Stage(
         config=config,
         make_model=run.make_model(system),
         loss=losses.answer,
         batches=batches(run, source, config),
-        trained=lambda path, value: "encoder" not in path and moves(path, value),
-        given=given,
+        trained=lambda path, value: "encoder" not in path and by_strategy(path, value),
+        given=lambda abstract: pretrained(run, system),
     )
     return train(run, stage, "align")
 
 
+def pretrained(run: Run, system: SystemConfig) -> Params:
+    """The parts of a system that earlier stages trained: the decoder, the encoder if it has one."""
+    streams = {"timeline": {"encoder": encoder(run)}} if system.streams else {}
+    return {"streams": streams, "decoder": warmup(run)["decoder"]}
+
+
 def finetune(run: Run, name: str = "user_llm") -> Params:
-    """The system of that name, from the pre-trained encoder and the warmed-up decoder."""
+    """The system of that name, from what the stages before have trained."""
     system, config = run.systems[name], run.experiment.finetune
     make_model = run.make_model(system)
     source = examples(run, name, timelines.training_targets(run.split, run.dataset.offsets))
 
     def given(abstract: Params) -> Params:
-        return align(run) if system.streams else {"decoder": warmup(run)["decoder"]}
+        aligned = system.streams and run.experiment.align.steps
+        return align(run) if aligned else pretrained(run, system)
 
     stage = Stage(
         config=config if moves(make_model, system) else config.model_copy(update={"steps": 0}),

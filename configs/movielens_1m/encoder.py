@@ -2,7 +2,7 @@
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --record
 
-2 CPU cores, 33 minutes. Test: recall_at_10 0.289, ndcg_at_10 0.169 (one seed).
+1 CPU core, 33 minutes. Test: recall_at_10 0.289, ndcg_at_10 0.169 (one seed).
 """
 
 from user_llm.config import (

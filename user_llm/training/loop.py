@@ -28,7 +28,7 @@ from user_llm.training.tracking import Tracker
 
 PREEMPTED = 42  # the exit code that says: saved, start me again
 
-# What runs once on a CPU: optimizing it takes four times as long as all the rest of it.
+# For what runs once on a CPU: optimized, it takes three times as long to compile.
 HASTY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 Params = dict[str, Any]  # nested dicts of arrays
