@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 # Both take effect only before the backend starts and before the package is imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Tests compile much and compute little. What they start as processes of their own is optimized.
+jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("user_llm", "beartype.beartype")
 
 
