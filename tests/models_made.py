@@ -1,5 +1,6 @@
 """Tiny models with random parameters, random users, and the same models said in plain numpy."""
 
+import math
 from functools import partial
 
 import jax
@@ -42,6 +43,8 @@ def random_model(make, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(path, x):
+        if x.dtype == bool:
+            return jnp.asarray(rng.random(x.shape) < 0.7)
         around = 1.0 if path[-1].key == "weight" else 0.0
         return jnp.asarray(rng.normal(around, 0.3, x.shape), x.dtype)
 
@@ -58,7 +61,12 @@ def random_events(seed, *shape, features=FEATURES):
         slots = (3,) if feature.kind == "bag" else ()
         return rng.integers(0, feature.size, (*shape, *slots)).astype(np.int32)
 
-    return {feature.name: values(feature) for feature in features}
+    told = {feature.name: values(feature) for feature in features}
+    # Some events in the same second, some years apart; what is asked for comes after each.
+    gaps = np.exp(rng.uniform(-2, 18, shape)).astype(np.int32)
+    times = np.cumsum(gaps, axis=-1, dtype=np.int32)
+    asked = np.concatenate([times[..., 1:], times[..., -1:] + 5], axis=-1)
+    return told | {"event_time": times, "query_time": asked}
 
 
 def random_batch(seed, lengths, size=6, tokens=5):
@@ -142,11 +150,62 @@ def embed(p, events, features, config):
     return linear(p["proj"], np.concatenate(parts, axis=1))
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
 def encode(p, events, features=FEATURES, config=ENCODER):
-    """The states [T, D] of one whole timeline, its events [T, ...]."""
+    """The states [T, D] of one whole timeline, its events [T, ...], by its kind of encoder."""
     x = embed(p["embedding"], events, features, config)
+    return {"hstu": hstu, "bert4rec": bert4rec}.get(config.kind, transformer)(p, x, events, config)
+
+
+def transformer(p, x, events, config):
+    """Pre-norm; gated, each residual is weighed by the sigmoid of a projection of its input."""
     for layer in layers(p["layers"]):
         y = rms_norm(layer["input_layernorm"], x)
-        x = x + attention(layer["self_attn"], y, y, config.heads, causal=True, positions=True)[0]
-        x = x + swiglu(layer["mlp"], rms_norm(layer["post_attention_layernorm"], x))
+        y = attention(layer["self_attn"], y, y, config.heads, causal=True, positions=True)[0]
+        x = x + (y * sigmoid(linear(layer["attn_gate"], x)) if config.gated else y)
+        y = swiglu(layer["mlp"], rms_norm(layer["post_attention_layernorm"], x))
+        x = x + (y * sigmoid(linear(layer["mlp_gate"], x)) if config.gated else y)
     return rms_norm(p["norm"], x)
+
+
+def layer_norm(x, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+
+
+def hstu(p, x, events, config):
+    """Equations 2 to 4 of arXiv 2402.17152, one query and key at a time."""
+    length, width = x.shape
+    for layer in layers(p["layers"]):
+        u, v, q, k = np.split(silu(linear(layer["uvqk_proj"], layer_norm(x, 1e-6))), 4, axis=1)
+        y = np.zeros((length, width))
+        for i in range(length):
+            for j in range(i + 1):
+                bias = layer["position_bias"][i - j]
+                if config.time_bias:
+                    now = events["query_time" if config.query_time else "event_time"][i]
+                    ago = abs(int(now) - int(events["event_time"][j]))
+                    bias = bias + layer["time_bias"][min(128, int(np.log(max(1, ago)) / 0.301))]
+                for head in np.split(np.arange(width), config.heads):
+                    y[i, head] += silu(q[i, head] @ k[j, head] + bias) / config.window * v[j, head]
+        x = x + linear(layer["o_proj"], layer_norm(y, 1e-6) * u)
+    return x
+
+
+def gelu(x):
+    return x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2
+
+
+def bert4rec(p, x, events, config):
+    """Equations 2 to 6 of arXiv 1904.06690."""
+    x = x + p["positions"][: len(x)]
+    for layer in layers(p["layers"]):
+        for norm, sublayer in (
+            ("attn_norm", lambda x, p=layer: attention(p["self_attn"], x, x, config.heads)[0]),
+            ("mlp_norm", lambda x, p=layer: linear(p["down_proj"], gelu(linear(p["up_proj"], x)))),
+        ):
+            x = layer_norm(x + sublayer(x), 1e-12) * layer[norm]["weight"] + layer[norm]["bias"]
+    return x

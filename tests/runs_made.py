@@ -16,6 +16,7 @@ from user_llm.config import (
     LanguageModelConfig,
     OptimConfig,
     PerceiverConfig,
+    PretrainConfig,
     StageConfig,
     SystemConfig,
 )
@@ -43,7 +44,7 @@ EXPERIMENT = Experiment(
         perceiver=PerceiverConfig(latents=2, layers=1, heads=1),
         cross_attention=CrossAttentionConfig(every=2, heads=1),
     ),
-    pretrain=StageConfig(
+    pretrain=PretrainConfig(
         steps=30, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
     ),
     warmup=StageConfig(steps=2, batch_size=8, optim=OPTIM),

@@ -10,7 +10,7 @@ from flax import nnx
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch
 
 from user_llm.config import OptimConfig, SystemConfig
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders import AutoregressiveEncoder
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses

@@ -6,18 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from models_made import random_model
 
 from user_llm.config import (
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
+    ObjectiveConfig,
     PerceiverConfig,
     SystemConfig,
 )
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders import AutoregressiveEncoder, BERT4RecEncoder
 from user_llm.models.user_llm import UserLLM
-from user_llm.training import losses
+from user_llm.training import losses, objectives
 
 VOCAB, WIDTH = 11, 8
 FEATURES = (
@@ -31,7 +33,7 @@ ENCODER = EncoderConfig(
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2]], np.int32)
 
 
-next_event = jax.jit(losses.next_event)
+next_event = jax.jit(losses.next_event, static_argnames="objective")
 
 
 def numbers(*shape, seed=0):
@@ -62,7 +64,7 @@ def plain_cross_entropy(hidden, head, targets, weights):
 # Of a batch of three, the chunks have 2, 2, 3, 1 and all the steps of time.
 @pytest.mark.parametrize(("length", "chunk"), [(1, 6), (5, 6), (7, 10), (7, 1), (7, 512)])
 def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(objectives, "CHUNK", chunk)
     hidden, head, targets, weights = case(3, length)
     fixed = jnp.array(targets, jnp.int32), jnp.array(weights, jnp.float32)
     gradient = jax.value_and_grad(lambda h, w: losses.cross_entropy(h, w, *fixed), argnums=(0, 1))
@@ -76,7 +78,7 @@ def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, 
 
 
 def test_cross_entropy_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 6)
+    monkeypatch.setattr(objectives, "CHUNK", 6)
     program = str(jax.make_jaxpr(jax.grad(losses.cross_entropy))(*in_jax(case(3, 40))))
     assert f"f32[6,{VOCAB}]" in program
     assert not any(f"f32[{shape},{VOCAB}]" in program for shape in ("3,40", "120", "20,6"))
@@ -87,47 +89,131 @@ def in_jax(arrays):
     return [jnp.array(x, kind) for x, kind in zip(arrays, kinds, strict=True)]
 
 
-def sampled(negatives, keys, weights=None):
+def objective_of(kind, arrays, **options):
+    """A compiled function of a key: the weighted sum of an objective's losses for a batch."""
+    queries, table, targets, weights = arrays
+    config = ObjectiveConfig(kind=kind, **options)
+
+    def total(key):
+        return objectives.item_loss(config, table, queries, targets, weights, key)
+
+    return jax.jit(jax.vmap(total))
+
+
+def sampled(negatives, keys, weights=None, **options):
     """The sampled losses of a batch for many keys, and the batch's logits."""
     hidden, head, _, given = case(2, 4)
     targets = np.array([[2, 3, 3, 9], [3, 4, 10, 2]])
     arrays = in_jax((hidden, head.T, targets, given if weights is None else weights))
-    keys = jax.random.split(jax.random.key(0), keys)
-    loss = jax.jit(jax.vmap(lambda key: losses.sampled_cross_entropy(*arrays, negatives, key)))
-    return np.asarray(loss(keys), np.float64), hidden @ head, targets
+    loss = objective_of("sampled_softmax", arrays, negatives=negatives, **options)
+    found = loss(jax.random.split(jax.random.key(0), keys))
+    return np.asarray(found, np.float64), hidden @ head, targets
 
 
+DRAWS = [
+    {"proposal": "mixed"},
+    {"proposal": "uniform"},
+    {"proposal": "uniform", "shared": False},
+]
+
+
+@pytest.mark.parametrize("draws", DRAWS, ids=["mixed", "uniform", "each its own"])
 @pytest.mark.parametrize("place", [(0, 1), (1, 3)])
-def test_the_sampled_normaliser_is_on_average_that_of_all_known_items(place):
+def test_the_sampled_normaliser_is_on_average_that_of_all_known_items(place, draws):
     """From one row's loss = log(e^own + sum) - own follows the sum over its negatives."""
     weights = np.zeros((2, 4))
     weights[place] = 1
-    found, logits, targets = sampled(4, 20_000, weights)
+    found, logits, targets = sampled(4, 20_000, weights, **draws)
     logits, own = logits[place], targets[place]
     sums = np.exp(logits[own]) * np.expm1(found)
-    others = [item for item in range(losses.FIRST_KNOWN, VOCAB) if item != own]
+    others = [item for item in range(objectives.FIRST_KNOWN, VOCAB) if item != own]
     error = sums.std() / len(sums) ** 0.5
     assert abs(sums.mean() - np.exp(logits[others]).sum()) < 4 * error
     assert error < 0.02 * sums.mean()
 
 
+def test_popular_items_alone_are_drawn_where_asked_for():
+    """The only other target of the batch is the only negative, as often as it is drawn."""
+    hidden, head, *_ = case(1, 2)
+    targets, weights = np.array([[2, 7]]), np.ones((1, 2))
+    arrays = in_jax((hidden, head.T, targets, weights))
+    options = {"proposal": "popularity", "log_q": False, "negatives": 3}
+    found = objective_of("sampled_softmax", arrays, **options)(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    logits = (hidden @ head)[0]
+    wanted = [
+        sum(
+            np.log1p(count * np.exp(row[other] - row[own]))
+            for row, own, other, count in zip(logits, (2, 7), (7, 2), (n, 3 - n), strict=True)
+        )
+        for n in range(4)  # of the draws are the second target
+    ]
+    nearest = np.abs(np.asarray(found)[:, None] - wanted).min(1)
+    np.testing.assert_allclose(nearest, 0, atol=1e-5)
+    assert len(set(np.abs(np.asarray(found)[:, None] - wanted).argmin(1).tolist())) == 4
+
+
 def test_many_negatives_come_close_to_the_full_softmax():
-    found, logits, targets = sampled(50_000, 2)
-    logs = log_softmax(logits[..., losses.FIRST_KNOWN :])
-    own = np.take_along_axis(logs, targets[..., None] - losses.FIRST_KNOWN, -1)[..., 0]
+    found, logits, targets = sampled(50_000, 2, proposal="mixed")
+    logs = log_softmax(logits[..., objectives.FIRST_KNOWN :])
+    own = np.take_along_axis(logs, targets[..., None] - objectives.FIRST_KNOWN, -1)[..., 0]
     np.testing.assert_allclose(found, -(own * case(2, 4)[3]).sum(), rtol=5e-3)
 
 
-def test_draws_of_the_own_target_do_not_count():
-    """With a single known item every draw is the target: nothing is lost, and nothing moves."""
-    hidden, table, weights = jnp.ones((1, 2, 4)), jnp.ones((3, 4)), jnp.ones((1, 2))
-    targets = jnp.full((1, 2), losses.FIRST_KNOWN)
-    gradient = jax.value_and_grad(losses.sampled_cross_entropy)
-    loss, moves = jax.jit(gradient, static_argnums=4)(
-        hidden, table, targets, weights, 5, jax.random.key(0)
-    )
-    assert loss == 0
-    np.testing.assert_array_equal(moves, np.zeros_like(hidden))
+@pytest.mark.parametrize("kind", ["sampled_softmax", "gbce"])
+def test_draws_of_the_own_target_do_not_count(kind):
+    """With a single known item every draw is the target, and no negative is left."""
+    arrays = jnp.ones((1, 2, 4)), jnp.ones((3, 4)), jnp.full((1, 2), 2), jnp.ones((1, 2))
+    (found,) = objective_of(kind, arrays, negatives=5)(jax.random.split(jax.random.key(0), 1))
+    wanted = 0 if kind == "sampled_softmax" else 2 * np.log1p(np.exp(-4))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gbce_is_its_formula_on_the_items_drawn(shared, monkeypatch):
+    """Loss = -(beta log s(own) + sum of log(1 - s(drawn))) (arXiv 2308.07192, equation 13)."""
+    hidden, head, _, weights = case(2, 4)
+    targets, count, t = np.array([[2, 3, 3, 9], [3, 4, 10, 2]]), 4, 0.75
+    drawn = np.array([5, 9, 5, 3])
+
+    def fixed(proposal, shape, key):
+        return jnp.broadcast_to(jnp.asarray(drawn), shape)
+
+    monkeypatch.setattr(objectives, "draw", fixed)
+    arrays = in_jax((hidden, head.T, targets, weights))
+    loss = objective_of("gbce", arrays, negatives=count, shared=shared, calibration=t)
+    (found,) = loss(jax.random.split(jax.random.key(0), 1))
+    alpha = count / (VOCAB - objectives.FIRST_KNOWN - 1)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    share = 1 / (1 + np.exp(-(hidden @ head)))
+    wanted = 0.0
+    for place in np.ndindex(2, 4):
+        own = targets[place]
+        against = sum(np.log(1 - share[place][item]) for item in drawn if item != own)
+        wanted -= weights[place] * (beta * np.log(share[place][own]) + against)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_in_batch_negatives_are_the_other_rows_targets_that_count():
+    hidden, head, *_ = case(3, 2)
+    targets = np.array([[2, 3], [3, 4], [5, 6]])
+    weights = np.array([[1.0, 0.5], [1.0, 1.0], [1.0, 0.0]])
+    arrays = in_jax((hidden, head.T, targets, weights))
+    (found,) = objective_of("in_batch", arrays)(jax.random.split(jax.random.key(0), 1))
+    often = np.bincount(targets.ravel(), weights.ravel(), VOCAB) / weights.sum()
+    logits, wanted = hidden @ head, 0.0
+    for place in np.ndindex(3, 2):
+        own = targets[place]
+        rivals = [
+            targets[other]
+            for other in np.ndindex(3, 2)
+            if other[0] != place[0] and weights[other] and targets[other] != own
+        ]
+        corrected = logits[place] - np.log(np.maximum(often, 1e-9))
+        total = np.exp(corrected[own]) + np.exp(corrected[rivals]).sum()
+        wanted -= weights[place] * (corrected[own] - np.log(total))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def timelines():
@@ -180,14 +266,63 @@ def test_next_event_is_the_mean_over_the_pairs_within_segments():
     assert set(metrics) == {"events", "loss_item", "loss_rating"}
 
 
-def test_next_event_samples_negatives_where_the_encoder_says_so():
-    config = ENCODER.model_copy(update={"negatives": 50_000})
-    encoder, batch = random_model(partial(AutoregressiveEncoder, config, FEATURES)), timelines()
-    _, metrics = next_event(encoder, batch, jax.random.key(0))
+def test_next_event_takes_the_objective_and_the_weights_that_it_is_given():
+    objective = ObjectiveConfig(
+        kind="sampled_softmax", negatives=50_000, proposal="mixed", weights={"rating": 0.1}
+    )
+    encoder, batch = random_model(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
+    loss, metrics = losses.next_event(encoder, batch, jax.random.key(0), objective)
     logits = encoder.item_logits(encode(encoder, batch))
-    logs = log_softmax(logits.at[..., : losses.FIRST_KNOWN].set(-jnp.inf))
+    logs = log_softmax(logits.at[..., : objectives.FIRST_KNOWN].set(-jnp.inf))
     wanted, _ = mean_of_pairs(logs, batch["events"]["item"])
     np.testing.assert_allclose(metrics["loss_item"], wanted, rtol=5e-3)
+    np.testing.assert_allclose(loss, metrics["loss_item"] + 0.1 * metrics["loss_rating"], rtol=1e-6)
+
+
+def test_the_next_few_events_count_alike():
+    encoder, batch = random_model(partial(AutoregressiveEncoder, ENCODER, FEATURES)), timelines()
+    _, metrics = losses.next_event(encoder, batch, jax.random.key(0), ObjectiveConfig(next_k=3))
+    logs, items = log_softmax(encoder.item_logits(encode(encoder, batch))), batch["events"]["item"]
+    found = [
+        logs[b, t, items[b, t + ahead]]
+        for b, row in enumerate(SEGMENTS)
+        for t in range(len(row))
+        for ahead in (1, 2, 3)
+        if t + ahead < len(row) and row[t] and row[t] == row[t + ahead] and items[b, t + ahead] >= 2
+    ]
+    np.testing.assert_allclose(metrics["loss_item"], -np.mean(found), rtol=1e-5)
+
+
+def test_masked_events_are_told_from_what_is_left():
+    """Of many draws about the asked share is masked, and every second timeline's last event."""
+    config = ENCODER.model_copy(update={"kind": "bert4rec"})
+    encoder, batch = random_model(partial(BERT4RecEncoder, config, FEATURES)), timelines()
+    seen = []
+
+    class Spy(BERT4RecEncoder):
+        def __call__(self, events, segments, *, key=None, masked=None):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), masked)
+            return super().__call__(events, segments, key=key, masked=masked)
+
+    spy = nnx.merge(
+        nnx.graphdef(nnx.eval_shape(lambda: Spy(config, FEATURES, rngs=nnx.Rngs(0)))),
+        nnx.state(encoder),
+    )
+    loss = jax.jit(partial(losses.encoder_loss, objective=ObjectiveConfig(masked=0.3)))
+    for seed in range(200):
+        _, metrics = loss(spy, batch, jax.random.key(seed))
+    jax.effects_barrier()
+    share = np.mean(seen, axis=0)
+    there, last = SEGMENTS > 0, np.diff(SEGMENTS, axis=1, append=-1) != 0
+    assert not share[~there].any()
+    assert abs(share[there & ~last].mean() - 0.3) < 0.04
+    assert abs(share[there & last].mean() - (1 - 0.7 * 0.5)) < 0.06
+    states = encoder(batch["events"], batch["segments"], masked=jnp.asarray(seen[-1]))
+    logs = log_softmax(encoder.item_logits(states))
+    items = np.asarray(batch["events"]["item"])
+    places = [p for p in zip(*seen[-1].nonzero(), strict=True) if items[p] >= 2]
+    wanted = -np.mean([logs[p][items[p]] for p in places])
+    np.testing.assert_allclose(metrics["loss_item"], wanted, rtol=1e-5)
 
 
 def test_a_batch_without_pairs_costs_nothing():

@@ -3,25 +3,20 @@
 from collections import Counter
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import models_made
 import numpy as np
 import pytest
 import timelines_made
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from user_llm.data.features import KNOWN
 from user_llm.evaluation.next_item import (
     chunks,
     encoder_ranker,
     popularity_ranks,
-    rank,
     seen_items,
 )
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders import AutoregressiveEncoder
 
 TIMELINES = [[0, 1, 2, 1, 3], [4, 4, 4], [5, 0, 6, 7, 8, 2, 9], [1, 0], [9, 8, 7]]
 CONFIG = models_made.ENCODER.model_copy(update={"window": 4})  # with dropout, which must not act
@@ -54,27 +49,6 @@ def test_seen_are_the_items_of_the_past_and_what_is_no_item_but_never_the_target
     for row, target, before in zip(seen, targets, before_each(data, targets), strict=True):
         wanted = {*range(KNOWN), *before} - {data.item[target]}
         assert set(np.flatnonzero(row).tolist()) == wanted
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_a_rank_counts_the_unseen_items_that_score_no_lower(draw):
-    size, batch = 9, 4
-    scores = draw.draw(st.lists(st.integers(0, 3), min_size=size * batch, max_size=size * batch))
-    scores = np.array(scores, np.float32).reshape(batch, size)
-    targets = np.array(draw.draw(st.lists(st.integers(2, 8), min_size=batch, max_size=batch)))
-    before = draw.draw(st.lists(st.sets(st.integers(2, 8)), min_size=batch, max_size=batch))
-    seen = np.zeros((batch, size), bool)
-    seen[:, :KNOWN] = True
-    for row, items, target in zip(seen, before, targets, strict=True):
-        row[list(items - {target})] = True
-    found = jax.jit(rank)(scores, seen, targets)
-    assert found.tolist() == list(map(ranked, scores, before, targets))
-
-
-def test_a_model_that_scores_all_alike_is_last(data):
-    scores, seen = jnp.zeros((1, 12)), jnp.arange(12)[None] < 5
-    assert rank(scores, seen, jnp.array([7])).tolist() == [7]
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])

@@ -12,6 +12,7 @@ import pytest
 import timelines_made
 from jax.sharding import Mesh
 
+from user_llm.data import pipeline
 from user_llm.data.pipeline import (
     Documents,
     Examples,
@@ -24,7 +25,7 @@ from user_llm.data.pipeline import (
 )
 from user_llm.data.tasks import FavoriteCategory, NextItem
 from user_llm.data.text import Tokenizer
-from user_llm.data.timelines import pack, windows
+from user_llm.data.timelines import pack, spread, windows
 from user_llm.sharding import batch_sharding
 
 DATA = timelines_made.dataset(timelines_made.lengths_to_items([9, 1, 5, 7, 2]))
@@ -196,14 +197,21 @@ def test_nothing_to_train_on_and_uneven_batches_are_refused(mesh):
         next(batches(Numbers(9), batch_size=6, steps=1, seed=0, mesh=mesh(2, 2, 2)))
 
 
-def test_packed_timelines_are_the_events_of_their_windows():
-    events, segments = pack(windows(DATA.offsets[:-1], DATA.offsets[1:], 4), 4)
-    source = PackedTimelines(DATA, events, segments)
-    rows = np.array([2, 0])
-    batch = source.batch(rows, rows)
+@pytest.mark.parametrize("resident", [0, 2**30], ids=["sent", "resident"])
+def test_packed_timelines_are_the_events_of_their_windows(resident, mesh, monkeypatch):
+    starts, lengths = pack(windows(DATA.offsets[:-1], DATA.offsets[1:], 4), 4)
+    events, segments = spread(starts, lengths, 4)
+    monkeypatch.setattr(pipeline, "RESIDENT_BYTES", resident)
+    source, rows = PackedTimelines(DATA, starts, lengths, 4), np.array([2, 0])
     assert len(source) == len(events)
+    sent = source.batch(rows, rows)
+    assert ("events" in sent) == (resident == 0)
+    batch = source.unpack(mesh(2))(jax.device_put(sent, batch_sharding(mesh(2))))
+    assert batch["segments"].sharding == batch_sharding(mesh(2))
     np.testing.assert_array_equal(batch["segments"], segments[rows])
+    assert batch["events"].keys() == DATA.gather(events).keys()
     for name, values in DATA.gather(events[rows]).items():
+        assert batch["events"][name].dtype == values.dtype
         np.testing.assert_array_equal(batch["events"][name], values)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from user_llm.data.timelines import (
     histories,
     pack,
     split,
+    spread,
     training_targets,
     user_of,
     windows,
@@ -35,6 +37,15 @@ configs = st.builds(
 
 def arrays(users):
     return np.cumsum([0, *map(len, users)]), np.array([t for user in users for t in user], np.int64)
+
+
+def unpacked(cut, size):
+    """The rows of packed windows, in numpy, and the same from jax."""
+    starts, lengths = pack(cut, size)
+    found = spread(starts, lengths, size)
+    for some, others in zip(found, spread(starts, lengths, size, jnp), strict=True):
+        np.testing.assert_array_equal(some, others)
+    return found
 
 
 def pairs(ranges):
@@ -113,7 +124,7 @@ def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
         assert (times[seen] <= times[target]).all()
         assert len(set(user_of(np.append(seen, target), offsets).tolist())) == 1
     held = {*found.validation.tolist(), *found.test.tolist(), *found.cold.tolist()}
-    events, _ = pack(windows(offsets[:-1], found.train_stop, window), window)
+    events = unpacked(windows(offsets[:-1], found.train_stop, window), window)[0]
     assert not held & set(training.tolist())
     assert not held & set(events.ravel().tolist())
     assert not set(found.validation.tolist()) & set(found.test.tolist())
@@ -172,7 +183,7 @@ def test_each_pair_of_neighbours_lies_in_exactly_one_window(users, size):
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(2, 7)), max_size=25), st.integers(7, 12))
 def test_packed_rows_hold_each_window_once_side_by_side(starts_and_lengths, size):
     cut = np.array([(a, a + n) for a, n in starts_and_lengths], np.int64).reshape(-1, 2)
-    events, segments = pack(cut, size)
+    events, segments = unpacked(cut, size)
     assert events.shape == segments.shape == (len(events), size)
     found = []
     for row, numbers in zip(events, segments, strict=True):
@@ -190,5 +201,5 @@ def test_packed_rows_hold_each_window_once_side_by_side(starts_and_lengths, size
 
 def test_packing_leaves_little_room():
     lengths = np.random.default_rng(0).integers(2, 51, 400)
-    events, _ = pack(np.stack([np.zeros_like(lengths), lengths], axis=1), 50)
+    events, _ = unpacked(np.stack([np.zeros_like(lengths), lengths], axis=1), 50)
     assert (events >= 0).mean() > 0.95

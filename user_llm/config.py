@@ -18,6 +18,7 @@ class Config(BaseModel):
 
 Dtype = Literal["float32", "bfloat16"]
 Protocol = Literal["leave_one_out", "by_time"]
+EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt"]
 Task = Literal["next_item", "favorite_category", "review_generation"]
@@ -50,6 +51,11 @@ class DataConfig(Config):
     seed: int = 0
 
 
+# Columns of a batch's events beside the features, in seconds on one clock for the whole data set.
+EVENT_TIME = "event_time"  # [B, T]: when an event was
+QUERY_TIME = "query_time"  # [B, T]: when the one after it was, or is asked for
+
+
 class FeatureConfig(Config):
     """What an encoder must know of one event feature.
 
@@ -64,30 +70,47 @@ class FeatureConfig(Config):
 
 
 class EncoderConfig(Config):
-    """The autoregressive encoder of User-LLM (arXiv 2402.13598); its sizes are our choice."""
+    """A user encoder; the sizes are our choice where the papers give none.
 
+    `autoregressive`: User-LLM's causal Transformer (arXiv 2402.13598); `gated` gives its layers a
+    sigmoid gate on every residual (LiGR, arXiv 2502.03417). `hstu`: pointwise attention with biases
+    of position and time (arXiv 2402.17152). `bert4rec`: both ways, masked events (arXiv
+    1904.06690). `dual`: a tower for users and one for items, User-LLM's baseline.
+    """
+
+    kind: EncoderKind = "autoregressive"
     window: PositiveInt = 200  # events
     embed: PositiveInt = 64  # width of the hidden states and of the item embeddings
     feature_embed: PositiveInt = 32  # width of every other feature's embedding
     layers: PositiveInt = 2
     heads: PositiveInt = 2
-    mlp: PositiveInt = 256
+    mlp: PositiveInt = 256  # hstu has none
+    gated: bool = False
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    temperature: float = Field(
-        default=0.05, gt=0
-    )  # of the cosine similarity between state and item
-    negatives: NonNegativeInt = (
-        0  # 0: softmax over all items; else this many, with log-Q correction
-    )
+    similarity: Literal["cosine", "dot"] = "cosine"  # of state and item
+    temperature: float = Field(default=0.05, gt=0)  # that it is divided by
+    content: tuple[str, ...] = ()  # item features that make an item's vector beside its id
+    id_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the ids hidden in a step
+    time_bias: bool = True  # of hstu: attention knows the time between events
+    query_time: bool = False  # of hstu: and when the next one is asked for
     dtype: Dtype = "float32"
 
     @model_validator(mode="after")
     def _heads_divide(self):
-        if self.embed % (2 * self.heads):
+        pairs = 2 if self.kind in ("autoregressive", "dual") else 1  # rotary positions turn pairs
+        if self.embed % (pairs * self.heads):
+            times = "2 * " if pairs == 2 else ""
             raise ValueError(
-                f"encoder.embed={self.embed} must be a multiple of 2 * heads={self.heads}"
+                f"encoder.embed={self.embed} must be a multiple of {times}heads={self.heads}"
             )
+        if self.id_dropout and not self.content:
+            raise ValueError("encoder.id_dropout hides ids behind encoder.content; name some")
         return self
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the encoder needs to know when events were, not only in which order."""
+        return self.kind == "hstu" and self.time_bias
 
 
 class PerceiverConfig(Config):
@@ -186,6 +209,31 @@ class StageConfig(Config):
     workers: NonNegativeInt = 0  # processes that prepare batches
 
 
+class ObjectiveConfig(Config):
+    """What an encoder's pre-training minimises for the item that comes next.
+
+    `softmax`: over all items. `sampled_softmax`: over the item and `negatives`. `gbce`: the binary
+    cross-entropy of gSASRec (arXiv 2308.07192). `in_batch`: over the items of other users' rows.
+    Further predicted features have a softmax of their own; `weights` says how much each counts.
+    """
+
+    kind: Literal["softmax", "sampled_softmax", "gbce", "in_batch"] = "softmax"
+    negatives: PositiveInt = 256
+    shared: bool = True  # one draw of negatives for the batch; else one for every event
+    proposal: Literal["uniform", "popularity", "mixed"] = "uniform"  # mixed: half of each
+    log_q: bool = True  # logits less the log of how often their item is drawn
+    calibration: float = Field(default=0.75, ge=0, le=1)  # t of gbce
+    next_k: PositiveInt = 1  # how many of the coming events count alike
+    masked: float = Field(default=0.2, gt=0, lt=1)  # share of the events that bert4rec must guess
+    weights: dict[str, float] = {}  # by feature; 1 where none is given
+
+
+class PretrainConfig(StageConfig):
+    """The stage in which the encoder learns users."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+
 class FinetuneConfig(StageConfig):
     """The stage in which the decoder meets users."""
 
@@ -221,7 +269,7 @@ class Experiment(Config):
     encoder_from: str = ""  # the folder of a run whose trained encoder is used; empty: this run's
     language_model: LanguageModelConfig = LanguageModelConfig()
     system: SystemConfig = SystemConfig()
-    pretrain: StageConfig = StageConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     warmup: StageConfig = StageConfig()
     align: StageConfig = StageConfig(steps=0)  # from a pointed-out item to its name; see `stages`
     finetune: FinetuneConfig = FinetuneConfig()

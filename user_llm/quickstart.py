@@ -15,6 +15,7 @@ from user_llm.config import (
     LanguageModelConfig,
     OptimConfig,
     PerceiverConfig,
+    PretrainConfig,
     StageConfig,
     SystemConfig,
 )
@@ -61,7 +62,7 @@ def config() -> Experiment:
             perceiver=PerceiverConfig(latents=8, layers=2, heads=4),
             cross_attention=CrossAttentionConfig(every=1, heads=3, gate=0.5),
         ),
-        pretrain=StageConfig(
+        pretrain=PretrainConfig(
             steps=250,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),

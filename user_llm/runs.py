@@ -15,7 +15,7 @@ from user_llm.data.dataset import Dataset, load
 from user_llm.data.tasks import corpus
 from user_llm.data.text import Tokenizer
 from user_llm.huggingface import decoder_config
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders import ENCODERS, Encoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
 
@@ -87,7 +87,8 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.experiment.data
-        return load(self.data_folder, features=data.features, min_count=data.min_count)
+        clock = self.experiment.encoder.reads_clock
+        return load(self.data_folder, features=data.features, min_count=data.min_count, clock=clock)
 
     @cached_property
     def split(self) -> timelines.Split:
@@ -133,11 +134,23 @@ class Run:
     def make_model(self, system: SystemConfig) -> partial[UserLLM]:
         """The constructor of a system's model."""
         encoder = self.experiment.encoder
-        return partial(UserLLM, system, self.decoder_config, encoder, self.dataset.inputs)
+        return partial(
+            UserLLM, system, self.decoder_config, encoder, self.dataset.inputs, self.item_content
+        )
 
     @property
-    def make_encoder(self) -> partial[AutoregressiveEncoder]:
-        return partial(AutoregressiveEncoder, self.experiment.encoder, self.dataset.inputs)
+    def make_encoder(self) -> partial[Encoder]:
+        """The constructor of the experiment's encoder."""
+        config = self.experiment.encoder
+        return partial(ENCODERS[config.kind], config, self.dataset.inputs, self.item_content)
+
+    @cached_property
+    def item_content(self) -> dict[str, np.ndarray]:
+        """What an encoder is told of every item: its features, and whether training saw it."""
+        seen = np.bincount(
+            self.dataset.item[self.training_events], minlength=len(self.dataset.items.ids)
+        )
+        return {"trained": seen > 0, **self.dataset.items.features}
 
 
 def refuse_differences(old: dict, new: dict, folder: Path) -> None:

@@ -4,6 +4,7 @@ Each stage returns its parameters, and goes on where it was interrupted.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ def pretrain(run: Run) -> Params:
     """
     data, window = run.dataset, run.experiment.encoder.window
     ranges = timelines.windows(data.offsets[:-1], run.split.train_stop, window)
-    source = pipeline.PackedTimelines(data, *timelines.pack(ranges, window))
+    source = pipeline.PackedTimelines(data, *timelines.pack(ranges, window), window)
     ranks = encoder_ranker(run.make_encoder, data, validation_targets(run), mesh=run.mesh)
 
     def validate(params: Params) -> dict[str, float]:
@@ -44,7 +45,7 @@ def pretrain(run: Run) -> Params:
     stage = Stage(
         config=run.experiment.pretrain,
         make_model=run.make_encoder,
-        loss=losses.next_event,
+        loss=partial(losses.encoder_loss, objective=run.experiment.pretrain.objective),
         batches=batches(run, source, run.experiment.pretrain),
         validate=validate,
     )

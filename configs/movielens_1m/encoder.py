@@ -12,6 +12,7 @@ from user_llm.config import (
     Experiment,
     FinetuneConfig,
     OptimConfig,
+    PretrainConfig,
     StageConfig,
     SystemConfig,
 )
@@ -25,7 +26,7 @@ def config() -> Experiment:
             name="movielens", version="1m", source="ml-1m", features=("item",), min_count=5
         ),
         encoder=EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=128, dropout=0.2),
-        pretrain=StageConfig(
+        pretrain=PretrainConfig(
             steps=1200,
             batch_size=64,
             optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from user_llm.config import FeatureConfig
+from user_llm.config import EVENT_TIME, QUERY_TIME, FeatureConfig
 from user_llm.data.features import KNOWN, Time, Vocabulary
 from user_llm.data.schema import TimelineSchema
 
@@ -57,14 +57,18 @@ class Dataset:
 
     def gather(self, events: Int[np.ndarray, "..."]) -> dict[str, np.ndarray]:
         """The encoded features, by name, of these events and of their items; -1 pads with zeros."""
-        there, events = events >= 0, np.maximum(events, 0)
-        item = np.where(there, self.item[events], 0)
-        # np.take copies, even where one event alone would be a view of its row
-        rows = {n: np.asarray(np.take(x, events, axis=0)) for n, x in self.features.items()}
-        for row in rows.values():
-            row[~there] = 0
-        of_items = {n: np.take(x, item, axis=0) for n, x in self.items.features.items()}
-        return {self.schema.item: item, **rows, **of_items}
+        return gather(self.columns, events)
+
+    @cached_property
+    def columns(self) -> "Columns":
+        """All encoded features."""
+        events = {self.schema.item: self.item, **self.features}
+        return {"events": events, "items": self.items.features, "item": self.item}
+
+    @property
+    def columns_size(self) -> int:
+        """The bytes that they take."""
+        return sum(x.nbytes for table in ("events", "items") for x in self.columns[table].values())
 
     @cached_property
     def hash(self) -> str:
@@ -83,11 +87,34 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0) -> Dataset:
+Columns = dict[str, Any]  # "events" and "items": features by name; "item": each event's
+
+
+def gather(columns: Columns, events: Any, xp: Any = np) -> dict[str, Any]:
+    """The features of these events and of their items, by name; those of event -1 are zero.
+
+    `xp` is numpy, or jax.numpy to do this on the device.
+    """
+    there, events = events >= 0, xp.maximum(events, 0)
+
+    def of(values, index):
+        rows = xp.take(values, index, axis=0)
+        shape = (*there.shape, *(1,) * (rows.ndim - there.ndim))
+        return xp.where(xp.reshape(there, shape), rows, 0).astype(rows.dtype)
+
+    item = xp.where(there, columns["item"][events], 0)
+    told = {name: of(values, events) for name, values in columns["events"].items()}
+    return told | {name: xp.take(x, item, axis=0) for name, x in columns["items"].items()}
+
+
+def load(
+    folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0, clock: bool = False
+) -> Dataset:
     """The data set built in `folder`, with these features of its schema (all, if none is named).
 
     `min_count` drops the events of users and of items that have fewer events in the whole table,
-    counted once, as the preprocessing of SASRec (arXiv 1808.09781) does.
+    counted once, as the preprocessing of SASRec (arXiv 1808.09781) does. `clock` adds the columns
+    that tell an encoder when events were (see `clock_columns`).
 
     Raises:
       ValueError: no data set there, fewer records than were built, an unknown feature, or a
@@ -119,6 +146,8 @@ def load(folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0) ->
             encoded[feature.name] = feature.encode(values, vocabulary, first)
         else:
             encoded[feature.name] = feature.encode(values, vocabulary)
+    if clock:
+        encoded |= clock_columns(columns["timestamp"], offsets)
     records = _records(folder, "items", counts["items"])
     items, of_items = _items(records, schema, vocabularies[schema.item])
     return Dataset(
@@ -133,6 +162,19 @@ def load(folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0) ->
         ratings=columns.get("rating"),
         reviews=columns["review"].tolist() if "review" in columns else None,
     )
+
+
+def clock_columns(
+    times: Int[np.ndarray, " events"], offsets: Int[np.ndarray, " offsets"]
+) -> dict[str, Int[np.ndarray, " events"]]:
+    """Per event its own time and that of its user's next one, in seconds since the first of all.
+
+    After a user's last event stands its own time.
+    """
+    own = times - times.min()
+    following = np.append(own[1:], own[-1:])
+    following[offsets[1:] - 1] = own[offsets[1:] - 1]
+    return {EVENT_TIME: own.astype(np.int32), QUERY_TIME: following.astype(np.int32)}
 
 
 def fingerprint(folder: Path) -> str:

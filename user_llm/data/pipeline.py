@@ -5,22 +5,25 @@ batch by process, and prepares ahead of the accelerator. To resume is to start a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
-from user_llm.data.dataset import Dataset
+from user_llm.data.dataset import Dataset, gather
 from user_llm.data.tasks import Question, Task, history_text
 from user_llm.data.text import Tokenizer, join, pad
-from user_llm.data.timelines import histories
-from user_llm.sharding import batch_sharding
+from user_llm.data.timelines import histories, spread
+from user_llm.sharding import batch_sharding, replicated
+
+RESIDENT_BYTES = 2**30  # of a data set that is kept on the device
 
 Rows = Int[np.ndarray, " B"]
 Arrays = dict[str, Any]  # of numpy arrays, or of dicts of them
@@ -35,18 +38,47 @@ class Source(Protocol):
     def batch(self, rows: Rows, seeds: Rows) -> Arrays: ...
 
 
-class PackedTimelines:
-    """Rows of packed windows (see `timelines.pack`), for pre-training an encoder."""
+@runtime_checkable
+class Compact(Source, Protocol):
+    """A source whose batches are made whole on the device, from little that is sent there."""
 
-    def __init__(self, dataset: Dataset, events: np.ndarray, segments: np.ndarray):
-        self.dataset, self.events, self.segments = dataset, events, segments
+    def unpack(self, mesh: Mesh) -> Callable[[dict], dict]:
+        """A compiled function from the arrays of `batch`, placed on the mesh, to all of them."""
+        ...
+
+
+class PackedTimelines:
+    """Rows of packed windows (see `timelines.pack`), for pre-training an encoder.
+
+    Sent are the windows' starts and lengths alone where the whole data set fits on the device.
+    """
+
+    def __init__(self, dataset: Dataset, starts: np.ndarray, lengths: np.ndarray, size: int):
+        self.dataset, self.starts, self.lengths, self.size = dataset, starts, lengths, size
+        self.resident = dataset.columns_size <= RESIDENT_BYTES
 
     def __len__(self) -> int:
-        return len(self.events)
+        return len(self.starts)
 
     def batch(self, rows: Rows, seeds: Rows) -> Arrays:
-        events = self.dataset.gather(self.events[rows])
-        return {"events": events, "segments": self.segments[rows]}
+        windows = {"starts": self.starts[rows], "lengths": self.lengths[rows]}
+        if self.resident:
+            return windows
+        events, _ = spread(**windows, size=self.size)
+        return windows | {"events": self.dataset.gather(events)}
+
+    def unpack(self, mesh: Mesh) -> Callable[[dict], dict]:
+        columns = {}
+        if self.resident:
+            columns = jax.device_put(self.dataset.columns, replicated(mesh))
+
+        @partial(jax.jit, out_shardings=batch_sharding(mesh))
+        def whole(columns, batch):
+            index, segments = spread(batch["starts"], batch["lengths"], self.size, jnp)
+            events = batch["events"] if "events" in batch else gather(columns, index, jnp)
+            return {"events": events, "segments": segments}
+
+        return partial(whole, columns)
 
 
 class Documents:
@@ -198,5 +230,8 @@ def batches(
     if workers:
         flags.FLAGS.mark_as_parsed()  # the workers read grain's, which no absl app has parsed
         local = local.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    whole = source.unpack(mesh) if isinstance(source, Compact) else lambda batch: batch
     for batch in local:
-        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        yield whole(
+            jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        )

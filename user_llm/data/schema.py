@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from user_llm.config import Config
+from user_llm.config import EVENT_TIME, QUERY_TIME, Config
 from user_llm.data.features import Bag, Categorical, Numeric, Text, Time, missing
 
 Of = Literal["event", "item"]
@@ -47,6 +47,11 @@ class TimelineSchema(Config):
         wrong = [
             f"two features are named {n!r}"
             for n in sorted({n for n in names if names.count(n) > 1})
+        ]
+        wrong += [
+            f"the name {n!r} is taken by a column of the clock"
+            for n in (EVENT_TIME, QUERY_TIME)
+            if n in names
         ]
         item = kinds.get(self.item)
         if not isinstance(item, Categorical) or item.of != "event" or item.column != "item":

@@ -5,6 +5,7 @@ All events of a data set lie in one order, by user and then by time; user u owns
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -97,10 +98,10 @@ def windows(starts: Indices, stops: Indices, size: int) -> Indices:
 
 
 def pack(windows: Indices, size: int) -> tuple[Indices, Indices]:
-    """Rows of `size` events, several windows in each: event indices and segments, [R, size].
+    """Rows of at most `size` events, several windows in each: their starts and lengths, [R, S].
 
-    Best fit, longest window first. Segments count the windows of a row from 1; behind the last one
-    the events are -1 and the segments 0.
+    Best fit, longest window first. Behind a row's last window both are 0; `spread` makes events of
+    them.
     """
     lengths = windows[:, 1] - windows[:, 0]
     rows: list[list[int]] = []
@@ -115,13 +116,24 @@ def pack(windows: Indices, size: int) -> tuple[Indices, Indices]:
             row = room[left].pop()
         rows[row].append(window)
         room[left - length].append(row)
-    events = np.full((len(rows), size), -1, np.int64)
-    segments = np.zeros((len(rows), size), np.int32)
+    packed = np.zeros((2, len(rows), max(map(len, rows), default=1)), np.int32)
     for row, members in enumerate(rows):
-        at = 0
-        for segment, window in enumerate(members, start=1):
-            start, stop = windows[window]
-            events[row, at : at + stop - start] = np.arange(start, stop)
-            segments[row, at : at + stop - start] = segment
-            at += stop - start
-    return events, segments
+        packed[:, row, : len(members)] = windows[members, 0], lengths[members]
+    return packed[0], packed[1]
+
+
+def spread(starts: Any, lengths: Any, size: int, xp: Any = np) -> tuple[Any, Any]:
+    """The events of packed windows and the number of each one's window from 1, [B, size].
+
+    Behind the last one the events are -1 and the segments 0. `xp` is numpy, or jax.numpy to do this
+    on the device.
+    """
+    ends = xp.cumsum(lengths, axis=1)
+    place = xp.arange(size)
+    over = (place[None, :, None] >= ends[:, None]).sum(-1)  # the windows that are over
+    there = place < ends[:, -1:]
+    nth = xp.where(there, over, 0)
+    first = xp.take_along_axis(ends - lengths, nth, axis=1)
+    events = xp.take_along_axis(starts, nth, axis=1) + place - first
+    segments = xp.where(there, nth + 1, 0)
+    return xp.where(there, events, -1), segments.astype(np.int32)

@@ -11,9 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
-from user_llm.data.timelines import histories, user_of
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.data.pipeline import PackedTimelines
+from user_llm.data.timelines import histories, pack, user_of
+from user_llm.inference.retrieval import TILE, rank
+from user_llm.models.encoders import Encoder
 from user_llm.sharding import batch_sharding
+
+USERS = 512  # that are ranked at a time
 
 
 def chunks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -34,47 +38,105 @@ def seen_items(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Bool[np.ndar
     return seen
 
 
-def rank(
-    scores: Float[Array, "B V"], seen: Bool[Array, "B V"], target: Int[Array, " B"]
-) -> Int[Array, " B"]:
-    """How many unseen items stand before the target, plus one; equals stand before it."""
-    scores = jnp.where(seen, -jnp.inf, scores)
-    own = jnp.take_along_axis(scores, target[:, None], axis=1)
-    return (scores >= own).sum(1)
+def seen_lists(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B H"]:
+    """The same as lists of items, filled up with 0; H is a power of two, for few are compiled."""
+    starts = dataset.offsets[user_of(targets, dataset.offsets)]
+    size = 1 << int(np.max(targets - starts, initial=1) - 1).bit_length()
+    events = histories(targets, dataset.offsets, size)
+    return np.where(events >= 0, dataset.item[events], 0)
 
 
 def encoder_ranker(
-    make_encoder: Callable[..., AutoregressiveEncoder],
+    make_encoder: Callable[..., Encoder],
     dataset: Dataset,
     targets: Int[np.ndarray, " N"],
     *,
     mesh: Mesh,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Callable[[dict], Int[np.ndarray, " N"]]:
     """A function of an encoder's parameters: the rank of each target event's item."""
-    model = nnx.eval_shape(lambda: make_encoder(rngs=nnx.Rngs(0)))
-    graphdef, window = nnx.graphdef(model), model.config.window
-
-    @jax.jit
-    def ranks(params, events, segments, seen, target):
-        encoder = nnx.merge(graphdef, params)
-        last = jnp.maximum((segments > 0).sum(1) - 1, 0)
-        states = encoder(events, segments)
-        state = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-        return rank(encoder.item_logits(state), seen, target)
+    ask = asker(make_encoder, dataset, targets, mesh=mesh, batch_size=batch_size)
 
     def call(params: dict) -> np.ndarray:
+        if not len(targets):
+            return np.zeros(0, np.int64)
+        queries, table = ask(params)
         found = []
         with jax.set_mesh(mesh):
-            for piece, length in chunks(targets, batch_size):
-                events = histories(piece, dataset.offsets, window)
-                segments = (events >= 0).astype(np.int32)
-                inputs = (dataset.gather(events), segments, seen_items(dataset, piece))
-                inputs = jax.device_put((*inputs, dataset.item[piece]), batch_sharding(mesh))
-                found.append(np.asarray(ranks(params, *inputs))[:length])
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+            # By length of history, so that few rows of `seen` are mostly padding.
+            order = np.argsort(targets - dataset.offsets[user_of(targets, dataset.offsets)])
+            for piece, length in chunks(order, USERS):
+                chosen = targets[piece]
+                inputs = (queries[piece], seen_lists(dataset, chosen), dataset.item[chosen])
+                placed = jax.device_put(inputs, batch_sharding(mesh))
+                ranks = rank(placed[0], table, *placed[1:], tile=min(TILE, len(table)))
+                found.append(np.asarray(ranks)[:length])
+        ranks = np.empty(len(targets), np.int64)
+        ranks[order] = np.concatenate(found)
+        return ranks
 
     return call
+
+
+def asker(
+    make_encoder: Callable[..., Encoder],
+    dataset: Dataset,
+    targets: Int[np.ndarray, " N"],
+    *,
+    mesh: Mesh,
+    batch_size: int = 64,
+) -> Callable[[dict], tuple[Float[np.ndarray, "N Q"], Float[Array, "V Q"]]]:
+    """A function of an encoder's parameters: what the users want at these events, and the items.
+
+    Where the encoder is causal, histories are packed into rows, several in each.
+    """
+    model = nnx.eval_shape(lambda: make_encoder(rngs=nnx.Rngs(0)))
+    graphdef, window = nnx.graphdef(model), model.config.window
+    starts = np.maximum(dataset.offsets[user_of(targets, dataset.offsets)], targets - window)
+    (known,) = np.nonzero(starts < targets)  # of the others nothing is: they ask for nothing
+    ranges = np.stack([starts, targets], axis=1)[known]
+    rows = pack(ranges, window) if model.causal else (ranges[:, :1], np.diff(ranges))
+    source = PackedTimelines(dataset, *rows, window)
+    owner = owners(ranges, *rows)
+
+    @jax.jit
+    def queries(params, batch, ends):
+        encoder = nnx.merge(graphdef, params)
+        if not encoder.causal:
+            return encoder.queries(encoder.ask(**batch))[:, None]
+        states = encoder(**batch)
+        return encoder.queries(jnp.take_along_axis(states, ends[..., None], axis=1))  # [B, S, Q]
+
+    items = jax.jit(lambda params: nnx.merge(graphdef, params).item_vectors())
+
+    def call(params: dict):
+        with jax.set_mesh(mesh):
+            sharding, unpack, table = batch_sharding(mesh), source.unpack(mesh), items(params)
+            found = np.zeros((len(targets), table.shape[1]), np.float32)
+            for piece, length in chunks(np.arange(len(source)), batch_size):
+                ends = np.maximum(np.cumsum(rows[1][piece], axis=1) - 1, 0)
+                sent = jax.device_put((source.batch(piece, piece), ends), sharding)
+                told = np.asarray(queries(params, unpack(sent[0]), sent[1]))[:length]
+                mine = owner[piece[:length]]
+                found[known[mine[mine >= 0]]] = told[mine >= 0]
+        return found, table
+
+    return call
+
+
+def owners(ranges: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The index of the range that each packed window is, -1 where there is none.
+
+    Equal ranges are told apart by taking turns.
+    """
+    found = np.full(starts.shape, -1)
+    there = lengths > 0
+    key = np.stack([starts[there], (starts + lengths)[there]])
+    packed, given = np.lexsort(key), np.lexsort(ranges.T)
+    flat = np.empty(len(packed), np.int64)
+    flat[packed] = given
+    found[there] = flat
+    return found
 
 
 def popularity_ranks(

@@ -12,6 +12,7 @@ from user_llm.config import LoRAConfig
 from user_llm.sharding import axes, constrain
 
 NO_LORA = LoRAConfig()
+CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
 
 
 class Memory(NamedTuple):
@@ -66,6 +67,23 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return y.astype(x.dtype) * self.weight[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Scales to zero mean and unit variance in float32, whatever the activations' type."""
+
+    def __init__(self, size: int, eps: float = 1e-6, affine: bool = True):
+        self.eps = eps
+        self.weight = nnx.Param(jnp.ones(size)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(size)) if affine else None
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = x.astype(jnp.float32)
+        y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight[...] + self.bias[...]
+        return y.astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -149,10 +167,39 @@ def attend(
     v: Float[Array, "B K S H"],
     mask: Bool[Array, "#B #T S"],
 ) -> Float[Array, "B T NH"]:
-    """Attention's output, its heads side by side."""
-    weights = attention_weights(q, k, mask).astype(v.dtype)
-    y = jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    """Attention's output, its heads side by side; zero where a query sees no key.
+
+    The same as `attention_weights` times the values, but the softmax is normalised behind the
+    product, where there is less of it.
+    """
+    q, mask = rearrange(q, "b t (k g) h -> b k g t h", k=k.shape[1]), mask[:, None, None]
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    shares = jnp.where(mask, jnp.exp(scores - highest), 0)
+    total = jnp.maximum(shares.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    y = jnp.einsum("bkgts,bksh->bkgth", shares.astype(v.dtype), v) / total.astype(v.dtype)
     return rearrange(y, "b k g t h -> b t (k g h)")
+
+
+def attend_causally(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    mask: Bool[Array, "#B T T"],
+) -> Float[Array, "B T NH"]:
+    """The same, where the mask lets no query see later keys: what comes later is left out."""
+    size = -(-q.shape[1] // CAUSAL_BLOCKS)
+    if size < 32:
+        return attend(q, k, v, mask)
+    blocks = [slice(start, start + size) for start in range(0, q.shape[1], size)]
+    return jnp.concatenate(
+        [
+            attend(q[:, b], k[:, :, : b.stop], v[:, :, : b.stop], mask[:, b, : b.stop])
+            for b in blocks
+        ],
+        axis=1,
+    )
 
 
 class Attention(nnx.Module):
@@ -168,6 +215,7 @@ class Attention(nnx.Module):
         head_dim: int | None = None,
         context: int | None = None,  # width of what is attended to
         theta: float | None = None,  # of rotary positions; None: no positions
+        bias: bool = False,
         lora: LoRAConfig = NO_LORA,
         param_dtype=jnp.float32,
     ):
@@ -176,7 +224,8 @@ class Attention(nnx.Module):
 
         def linear(name, inputs, outputs, names):
             own = lora if name in lora.targets else NO_LORA
-            return Linear(inputs, outputs, names, rngs=rngs, lora=own, param_dtype=param_dtype)
+            kinds = {"bias": bias, "lora": own, "param_dtype": param_dtype}
+            return Linear(inputs, outputs, names, rngs=rngs, **kinds)
 
         self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
         self.q_proj = linear("q_proj", width, heads * head_dim, ("embed", "heads"))
@@ -203,16 +252,21 @@ class Attention(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         context: Float[Array, "B S C"] | None = None,
         cache: Cache | None = None,
+        causal: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The output, and the keys and values that made it.
 
         With a cache, the new keys and values join it at their positions, and `mask` is over slots.
+        `causal` promises of a mask that no query sees later keys, which saves looking at them.
         """
         keys, values = self.keys_values(x if context is None else context, positions)
         if cache is None:
             cache = KVCache(
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
             )
+            if causal:
+                y = attend_causally(self.queries(x, positions), *cache, mask)
+                return self.o_proj(y), cache
         elif positions is None:
             raise ValueError("a cache is written at positions; give them")
         else:
@@ -245,7 +299,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block, in encoders and decoders alike."""
+    """A pre-norm causal Transformer block, in encoders and decoders alike.
+
+    Gated, each residual is weighed by a sigmoid of the block's input (LiGR, arXiv 2502.03417).
+    """
 
     def __init__(
         self,
@@ -259,6 +316,7 @@ class Block(nnx.Module):
         theta: float | None = 10_000.0,
         eps: float = 1e-5,
         dropout: float = 0.0,
+        gated: bool = False,
         lora: LoRAConfig = NO_LORA,
         param_dtype=jnp.float32,
     ):
@@ -271,6 +329,11 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(width, eps, param_dtype)
         self.mlp = MLP(width, mlp, **kinds)
 
+        def gate():
+            return Linear(width, width, ("embed", None), rngs=rngs, bias=True) if gated else None
+
+        self.attn_gate, self.mlp_gate = gate(), gate()
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -282,7 +345,47 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The block's output, and its attention's keys and values."""
         keys = (None, None) if key is None else jax.random.split(key)
-        h, cache = self.self_attn(self.input_layernorm(x), mask, positions=positions, cache=cache)
-        x += dropout(h, self.dropout, keys[0])
-        x += dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, keys[1])
+
+        def weighed(gate, h):
+            return h if gate is None else h * jax.nn.sigmoid(gate(x))
+
+        h, cache = self.self_attn(
+            self.input_layernorm(x), mask, positions=positions, cache=cache, causal=True
+        )
+        x += weighed(self.attn_gate, dropout(h, self.dropout, keys[0]))
+        h = self.mlp(self.post_attention_layernorm(x))
+        x += weighed(self.mlp_gate, dropout(h, self.dropout, keys[1]))
         return constrain(x, "batch", None, None), cache
+
+
+class BertBlock(nnx.Module):
+    """A post-norm Transformer block with biases and GELU (arXiv 1810.04805, section 3)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        rngs: nnx.Rngs,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+    ):
+        self.dropout = dropout
+        self.self_attn = Attention(width, heads, bias=True, rngs=rngs)
+        self.attn_norm, self.mlp_norm = LayerNorm(width, eps), LayerNorm(width, eps)
+        self.up_proj = Linear(width, mlp, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Linear(mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T S"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self.attn_norm(x + dropout(self.self_attn(x, mask)[0], self.dropout, keys[0]))
+        h = self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False))
+        x = self.mlp_norm(x + dropout(h, self.dropout, keys[1]))
+        return constrain(x, "batch", None, None)

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.config import PerceiverConfig
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder, unit
+from user_llm.models.encoders.base import Encoder, unit
 from user_llm.models.layers import Memory
 from user_llm.models.perceiver import Perceiver
 from user_llm.sharding import axes, constrain
@@ -21,9 +21,7 @@ class TimelineStream(nnx.Module):
     state the encoder itself would predict. One timeline per row, its padding at the end.
     """
 
-    def __init__(
-        self, encoder: AutoregressiveEncoder, perceiver: PerceiverConfig, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, encoder: Encoder, perceiver: PerceiverConfig, *, rngs: nnx.Rngs):
         self.encoder = encoder
         self.width = 2 * encoder.config.embed
         init, shape = nnx.initializers.normal(0.5), (encoder.config.window, self.width)
@@ -60,7 +58,7 @@ class TimelineStream(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """States of the same length that point towards an item: straight where `share` is 1."""
         length, share = jnp.linalg.norm(states, axis=-1, keepdims=True), share[:, None, None]
-        target = unit(self.encoder.item_vectors()[item])[:, None].astype(states.dtype)
+        target = self.encoder.directions(item)[:, None].astype(states.dtype)
         return length * unit((1 - share) * unit(states) + share * target)
 
     def weights(self, batch: dict[str, Any]) -> Float[Array, "B M T"]:

@@ -1,6 +1,6 @@
 """Streams x fusion x decoder, and what of them is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, Strategy, SystemConfig
 from user_llm.models.decoder import Decoder
-from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
+from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
 from user_llm.models.streams import TimelineStream
 
@@ -36,6 +36,7 @@ class UserLLM(nnx.Module):
         decoder: DecoderConfig,
         encoder: EncoderConfig,
         features: tuple[FeatureConfig, ...],
+        items: Mapping[str, Any] | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -44,7 +45,7 @@ class UserLLM(nnx.Module):
         self.system = system
         streams = {}
         if "timeline" in system.streams:
-            timeline = AutoregressiveEncoder(encoder, features, rngs=rngs)
+            timeline = ENCODERS[encoder.kind](encoder, features, items, rngs=rngs)
             streams["timeline"] = TimelineStream(timeline, system.perceiver, rngs=rngs)
         self.streams = nnx.Dict(streams)
         self.projectors = nnx.Dict(

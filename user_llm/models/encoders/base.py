@@ -1,0 +1,250 @@
+"""What all user encoders share: events to vectors, states to scores, masks of packed rows.
+
+An encoder turns a batch of events [B, T] into states [B, T, D]. The dot products of its `queries`
+of the states with its `item_vectors` say how likely each item is next.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from user_llm.config import EncoderConfig, FeatureConfig
+from user_llm.models.layers import KVCache, Linear, dropout
+from user_llm.sharding import axes, constrain
+
+
+class Content(nnx.Variable):
+    """What is known of the items before any training: part of the state, and never trained."""
+
+
+class EventEmbedding(nnx.Module):
+    """One table per feature, side by side, projected to one vector per event.
+
+    With `config.content`, an item's vector is the sum of its id's and of what its content says,
+    and an item that training never saw has no id of its own.
+
+    Args:
+      items: for the features named in `config.content` their encoded values [V, ...], and
+        `trained` [V], whether training saw the item.
+    """
+
+    def __init__(
+        self,
+        features: tuple[FeatureConfig, ...],
+        config: EncoderConfig,
+        items: Mapping[str, Any] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        item, *others = self.features = features
+        self.scale = config.embed**0.5  # small initial values, unit-sized events
+        self.id_dropout = config.id_dropout
+        init, width = nnx.initializers.normal(0.02), config.feature_embed
+
+        def table(feature, width):
+            return nnx.Param(init(rngs.params(), (feature.size, width)), **axes("vocab", "embed"))
+
+        tables = {item.name: table(item, config.embed)}
+        vectors = {}
+        for feature in others:
+            if feature.kind == "vector":
+                vectors[feature.name] = Linear(feature.size, width, (None, "embed"), rngs=rngs)
+            else:
+                tables[feature.name] = table(feature, width)
+        self.tables, self.vectors = nnx.Dict(tables), nnx.Dict(vectors)
+        total = config.embed + width * len(others)
+        self.proj = Linear(total, config.embed, (None, "embed"), rngs=rngs)
+        self.described = tuple(f for f in others if f.name in config.content)
+        names = tuple(f.name for f in self.described)
+        items = {} if items is None or not config.content else items
+        if lost := {*config.content} - {*names} | ({*config.content} - {*items}):
+            raise ValueError(f"encoder.content: no item feature is named {', '.join(sorted(lost))}")
+        self.content = nnx.Dict({n: Content(jnp.asarray(items[n])) for n in names})
+        self.trained = Content(jnp.asarray(items["trained"])) if names else None
+        width *= len(names)
+        self.content_proj = (
+            Linear(width, config.embed, (None, "embed"), rngs=rngs, bias=True) if names else None
+        )
+
+    def __call__(
+        self, events: dict[str, Array], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        item, *others = self.features
+        items = self.items(key)[events[item.name]] * self.scale
+        return self.proj(
+            jnp.concatenate([items, *(self._embed(f, events[f.name]) for f in others)], -1)
+        )
+
+    def items(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:
+        """Every item's vector; with a key, `id_dropout` of the ids are hidden, by the key alone."""
+        table = constrain(self.tables[self.features[0].name][...], "vocab", None)
+        if self.trained is None or self.content_proj is None:
+            return table
+        shown = self.trained[...]
+        if key is not None:
+            shown &= jax.random.bernoulli(key, 1 - self.id_dropout, shown.shape)
+        told = [self._embed(f, self.content[f.name][...]) for f in self.described]
+        content = self.content_proj(jnp.concatenate(told, -1)) / self.scale
+        return jnp.where(shown[:, None], table, 0) + content
+
+    def _embed(self, feature, values):
+        if feature.kind == "vector":
+            return self.vectors[feature.name](values)
+        table = constrain(self.tables[feature.name][...], "vocab", None) * self.scale
+        if feature.kind == "categorical":
+            return table[values]  # [..., F]
+        filled = (values > 0).astype(table.dtype)[..., None]  # [..., K, 1]
+        return (table[values] * filled).sum(-2) / jnp.maximum(filled.sum(-2), 1)
+
+
+class EventCache(NamedTuple):
+    """What a causal encoder keeps of timelines, so that new events cost no more than themselves."""
+
+    layers: KVCache  # [L, B, N, S, H]: slot s holds the event at position s
+    timestamps: Int[Array, "B S"]
+
+
+class Encoder(nnx.Module):
+    """Events of many features, fused early; a state for each, and a head per predicted feature.
+
+    The first feature is the item, and its head is the item table itself.
+    """
+
+    causal: ClassVar[bool] = True  # whether a state depends on the past alone
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        features: tuple[FeatureConfig, ...],
+        items: Mapping[str, Any] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the embedding and the heads.
+
+        Raises:
+          ValueError: the first feature is not a predicted item, or a feature of several values is
+            to be predicted, or `config.content` names what is no item feature.
+        """
+        if odd := [f.name for f in features if f.predicted and f.kind != "categorical"]:
+            raise ValueError(f"only categorical features can be predicted, not {', '.join(odd)}")
+        if not features or not features[0].predicted:
+            raise ValueError("the first feature must be the item, and predicted")
+        self.config, self.features = config, features
+        self.embedding = EventEmbedding(features, config, items, rngs=rngs)
+        self.heads = nnx.Dict(
+            {
+                f.name: Linear(config.embed, f.size, ("embed", "vocab"), rngs=rngs, bias=True)
+                for f in features[1:]
+                if f.predicted
+            }
+        )
+
+    @property
+    def item(self) -> str:
+        """The name of the item feature."""
+        return self.features[0].name
+
+    def embed(
+        self, events: dict[str, Array], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Each event on its own, before any context."""
+        x = self.embedding(events, key).astype(self.config.dtype)
+        return constrain(x, "batch", None, None)
+
+    def inputs(self, events, key):
+        """Embedded events, with dropout, and a key for each layer."""
+        keys = None if key is None else jax.random.split(key, self.config.layers + 1)
+        x = dropout(
+            self.embed(events, key=key), self.config.dropout, None if keys is None else keys[0]
+        )
+        return x, None if keys is None else keys[1:]
+
+    def __call__(
+        self,
+        events: dict[str, Array],
+        segments: Int[Array, "B T"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Each event in the light of its segment: of what came before, if the encoder is causal.
+
+        Args:
+          events: encoded features by name, [B, T] or [B, T, K] (see `FeatureConfig`), and where
+            `config.reads_clock` the columns `EVENT_TIME` and `QUERY_TIME`.
+          segments: which timeline of its row an event belongs to, from 1; 0 is padding.
+          key: for dropout; without it there is none.
+        """
+        raise NotImplementedError
+
+    def ask(self, events: dict[str, Array], segments: Int[Array, "B T"]) -> Float[Array, "B D"]:
+        """The state that tells what comes after each row's only timeline."""
+        last = jnp.maximum((segments > 0).sum(1) - 1, 0)
+        return jnp.take_along_axis(self(events, segments), last[:, None, None], axis=1)[:, 0]
+
+    def queries(self, states: Float[Array, "... D"]) -> Float[Array, "... Q"]:
+        """What is compared with the item vectors, in float32."""
+        states = states.astype(jnp.float32)
+        return unit(states) if self.config.similarity == "cosine" else states
+
+    def item_vectors(self, key: Key[Array, ""] | None = None) -> Float[Array, "V Q"]:
+        """What queries are compared with, divided by the temperature.
+
+        With the key of a call of the encoder, the same ids are hidden as there.
+        """
+        table = self.embedding.items(key).astype(jnp.float32)
+        return (unit(table) if self.config.similarity == "cosine" else table) / (
+            self.config.temperature
+        )
+
+    def item_logits(self, states: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """How likely each item is next."""
+        return self.queries(states) @ self.item_vectors().T
+
+    def directions(self, items: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Unit vectors among the states that point at items."""
+        return unit(self.embedding.items()[items])
+
+    def empty(self, batch: int) -> EventCache:
+        """The cache of users without events, with room for `config.window` of them."""
+        size, heads = self.config.window, self.config.heads
+        one = KVCache.empty(batch, heads, size, self.config.embed // heads, self.config.dtype)
+        layers = jax.tree.map(lambda x: jnp.stack([x] * self.config.layers), one)
+        return EventCache(layers, jnp.zeros((batch, size), jnp.int32))
+
+    def extend(
+        self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
+    ) -> tuple[Float[Array, "B K D"], EventCache]:
+        """States of new events at their positions in a timeline, given a cache of those before.
+
+        Raises:
+          NotImplementedError: the encoder is not causal.
+        """
+        raise NotImplementedError(f"a {self.config.kind} encoder reads both ways: encode anew")
+
+
+def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """x at length one; zero stays zero."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def same_segment(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which events belong to one timeline."""
+    return segments[:, :, None] == segments[:, None, :]
+
+
+def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which events each event sees: itself and those before it in its segment."""
+    length = segments.shape[1]
+    return same_segment(segments) & jnp.tril(jnp.ones((length, length), bool))
+
+
+def segment_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Each event's position within its segment; segments are contiguous."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    first = jnp.diff(segments, axis=1, prepend=-1) != 0
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)

@@ -1,0 +1,185 @@
+"""What predicting the next item can mean: a loss for each query, given the items' vectors.
+
+An objective is a function of a table, of queries [N, Q], of their targets [N], of the rows of the
+batch that they lie in [N] and of a key, to losses [N]. `summed` applies it to a batch a few hundred
+queries at a time.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from user_llm.config import ObjectiveConfig
+
+CHUNK = 512  # queries whose logits exist at a time
+FIRST_KNOWN = 2  # ids below are "missing" and "out of vocabulary"
+
+Objective = Callable[[Array, Array, Array, Array, Array], Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def summed(
+    objective: Objective,
+    table: Float[Array, "..."],
+    queries: Float[Array, "B T Q"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """The weighted sum of an objective's losses, and by its gradient that of table and queries.
+
+    [B, T, V] never exists: each chunk's gradient is made along with its loss, while its logits are
+    there. Chunks are cut along time, which no mesh axis splits.
+    """
+    chunks = split(targets.shape, queries, targets, weights, key)
+    add = partial(chunk_loss, objective, table)
+    total, _ = jax.lax.scan(lambda t, x: (t + add(*x), None), jnp.zeros((), jnp.float32), chunks)
+    return total
+
+
+def summed_forward(objective, table, queries, targets, weights, key):
+    grad = jax.value_and_grad(partial(chunk_loss, objective), argnums=(0, 1))
+
+    def add(sums, chunk):
+        loss, (by_table, by_queries) = grad(table, *chunk)
+        return (sums[0] + loss, sums[1] + by_table.astype(jnp.float32)), by_queries
+
+    zeros = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
+    chunks = split(targets.shape, queries, targets, weights, key)
+    (total, by_table), by_queries = jax.lax.scan(add, zeros, chunks)
+    return total, (by_table.astype(table.dtype), joined(by_queries, queries.shape))
+
+
+def summed_backward(objective, gradients, cotangent):
+    by_table, by_queries = (x * cotangent.astype(x.dtype) for x in gradients)
+    return by_table, by_queries, None, None, None
+
+
+summed.defvjp(summed_forward, summed_backward)
+
+
+def chunk_loss(objective, table, queries, targets, weights, rows, key):
+    # What does not count is no negative for others either: see `in_batch`.
+    rows = jnp.where(weights > 0, rows, -1)
+    losses = objective(table, queries, targets, rows, key)
+    return jnp.where(weights > 0, losses * weights, 0).sum()
+
+
+def split(shape: tuple[int, ...], *columns: Any) -> tuple:
+    """Columns [B, T, ...] and a key in chunks of about CHUNK rows, beside the batch's row of each.
+
+    From [B, T, ...] to [T / size, B * size, ...]; the end of the last chunk is zero.
+    """
+    *arrays, key = columns
+    batch, length = shape
+    size = max(1, min(length, CHUNK // batch))
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
+        x = jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+        return x.reshape(x.shape[0], batch * size, *x.shape[3:])
+
+    rows = jnp.broadcast_to(jnp.arange(batch)[:, None], shape)
+    cut = [chunks(x) for x in (*arrays, rows)]
+    return (*cut, jax.random.split(key, len(cut[0])))
+
+
+def joined(chunks: Array, shape: tuple[int, ...]) -> Array:
+    """What `split` has cut, whole again."""
+    x = chunks.reshape(len(chunks), shape[0], -1, *shape[2:])
+    return jnp.moveaxis(x, 0, 1).reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
+
+
+def softmax(head, queries, targets, rows, key):
+    """Targets against every column of the head [Q, V]."""
+    logits = (queries @ head).astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def item_loss(
+    config: ObjectiveConfig,
+    table: Float[Array, "V Q"],
+    queries: Float[Array, "B T Q"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """The weighted sum of the losses by the objective that a config names."""
+    if config.kind == "softmax":
+        return summed(softmax, table.T, queries, targets, weights, key)
+    popularity = frequency(table.shape[0], targets, weights)
+    if config.kind == "in_batch":
+        objective = partial(in_batch, config, popularity)
+        return summed(objective, table, queries, targets, weights, key)
+    share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
+    known = jnp.arange(table.shape[0]) >= FIRST_KNOWN
+    uniform = jnp.where(known, 1 / (table.shape[0] - FIRST_KNOWN), 0.0)
+    proposal = (1 - share) * uniform + share * popularity
+    key, shared_key = jax.random.split(key)
+    drawn = draw(proposal, (config.negatives,), shared_key) if config.shared else None
+    objective = partial(against_drawn, config, proposal, drawn)
+    return summed(objective, table, queries, targets, weights, key)
+
+
+def frequency(
+    size: int, targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, " V"]:
+    """How often each item is a target of the batch, which follows its popularity."""
+    flat = weights.reshape(-1)
+    counts = jnp.zeros(size, flat.dtype).at[targets.reshape(-1)].add(flat)
+    return counts / jnp.maximum(flat.sum(), 1e-9)
+
+
+def draw(
+    proposal: Float[Array, " V"], shape: tuple[int, ...], key: Key[Array, ""]
+) -> Int[Array, "..."]:
+    """Items by that distribution, with replacement."""
+    cumulative = jnp.cumsum(proposal)
+    shares = jax.random.uniform(key, shape) * cumulative[-1]
+    return jnp.searchsorted(cumulative, shares, side="right").astype(jnp.int32)
+
+
+def against_drawn(config, proposal, drawn, table, queries, targets, rows, key):
+    """Targets against sampled items, of which those that are the target do not count.
+
+    With `log_q`, each logit is corrected by the log of its expected count in the sample (arXiv
+    1412.2007, section 3), so the expected normaliser is that of all known items.
+    """
+    if drawn is None:
+        drawn = draw(proposal, (len(targets), config.negatives), key)
+        logits = jnp.einsum("nq,nsq->ns", queries, table[drawn])
+    else:
+        logits = queries @ table[drawn].T
+    logits = logits.astype(jnp.float32)
+    chosen = (queries * table[targets]).sum(-1).astype(jnp.float32)
+    hit = drawn == targets[:, None]
+    if config.kind == "gbce":
+        return gbce(config, len(table) - FIRST_KNOWN, chosen, logits, ~hit)
+    if config.log_q:
+        logits -= jnp.log(config.negatives * proposal[drawn])
+    logits = jnp.where(hit, -jnp.inf, logits)
+    return jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), chosen) - chosen
+
+
+def gbce(config, items, chosen, logits, counts):
+    """Generalised binary cross-entropy (arXiv 2308.07192, section 5)."""
+    sampled = min(1.0, config.negatives / max(items - 1, 1))
+    power = sampled * (config.calibration * (1 - 1 / sampled) + 1 / sampled)
+    negatives = jnp.where(counts, jax.nn.softplus(logits), 0).sum(-1)
+    return power * jax.nn.softplus(-chosen) + negatives
+
+
+def in_batch(config, popularity, table, queries, targets, rows, key):
+    """Targets against those of the other rows of the chunk, corrected for popularity by `log_q`."""
+    logits = (queries @ table[targets].T).astype(jnp.float32)
+    if config.log_q:
+        logits -= jnp.log(jnp.maximum(popularity[targets], 1e-9))
+    chosen = jnp.diagonal(logits)
+    others = (rows[:, None] != rows) & (rows >= 0) & (targets[:, None] != targets)
+    logits = jnp.where(others, logits, -jnp.inf)
+    return jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), chosen) - chosen
