@@ -4,7 +4,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-BUILDERS = {"movielens": "MovieLens", "table": "Table", "world": "World"}  # by module
+BUILDERS = {  # by module
+    "movielens": "MovieLens",
+    "sequences": "Sequences",
+    "table": "Table",
+    "world": "World",
+}
 
 
 def build(
