@@ -81,6 +81,12 @@ def test_heads_that_do_not_divide_are_refused_with_both_values(part, fields, mes
         part(**fields)
 
 
+def test_the_sasrec_protocol_drops_what_is_rare():
+    assert DataConfig(protocol="sasrec_file").fewest == 5
+    assert DataConfig(protocol="sasrec_file", min_count=9).fewest == 9
+    assert DataConfig().fewest == 0
+
+
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ValidationError) as caught:
         Experiment(name="x", seed="many", mesh={"fsdp": 0}, optim={})

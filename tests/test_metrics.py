@@ -1,6 +1,7 @@
 """The metrics against brute force, the libraries over the whole corpus, and the monoid laws."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from user_llm.evaluation.metrics import (
     Ranking,
     TextOverlap,
     rank_of_target,
+    spread,
     table,
 )
 
@@ -118,6 +120,18 @@ def test_a_nan_score_never_helps_the_target():
     scores = np.array([[np.nan, 0.0, 1.0], [0.5, np.nan, 0.0]], np.float32)
     none = np.zeros((2, 3), bool)
     np.testing.assert_array_equal(rank_of_target(scores, np.array([0, 0]), none), [3, 2])
+
+
+def test_spread_is_the_mean_and_the_sample_deviation_of_each_value():
+    runs = [
+        [{"system": "a", "metrics": {"x/y/z": value}}, {"system": "b", "metrics": {}}]
+        for value in (1.0, 2.0, 6.0)
+    ]
+    means, deviations = spread(runs)
+    assert means[0] == {"system": "a", "metrics": {"x/y/z": 3.0}}
+    assert deviations[0]["metrics"]["x/y/z"] == pytest.approx(statistics.stdev([1, 2, 6]))
+    assert means[1] == deviations[1] == {"system": "b", "metrics": {}}
+    assert "3.000 ±2.646*" in table(means, deviations)
 
 
 def test_table_groups_columns_marks_the_best_contender_and_shows_what_is_missing():

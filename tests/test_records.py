@@ -20,7 +20,7 @@ RECORD = records.Record(
     seconds=61.5,
     seed=0,
     dataset="world",
-    protocol="leave_one_out",
+    protocol="stable_leave_one_out",
     metrics={"test/next_item/recall_at_10": 0.29},
 )
 

@@ -28,7 +28,7 @@ timelines = st.lists(
 ).filter(lambda users: any(users))
 configs = st.builds(
     DataConfig,
-    protocol=st.sampled_from(["leave_one_out", "by_time"]),
+    protocol=st.sampled_from(["stable_leave_one_out", "by_time"]),
     test_share=st.sampled_from([0.05, 0.1, 0.3, 0.45]),
     held_out_users=st.sampled_from([0.0, 0.3, 0.9]),
     seed=st.integers(0, 3),
@@ -62,7 +62,7 @@ def test_leave_one_out_asks_for_the_last_event_and_by_time_for_the_first_after_a
     train, validation, test = [], [], []
     for start, stop in pairwise(offsets):
         events = list(range(start, stop))
-        if config.protocol == "leave_one_out":
+        if config.protocol == "stable_leave_one_out":
             held = 2 if len(events) >= 3 else 0
             train += events[: len(events) - held]
             validation += events[-2:-1] if held else []

@@ -78,6 +78,7 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
         run_dir: str = "",
         record: bool = False,
+        seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
     ) -> dict[str, Any]:
         """Every field of the experiment can be overridden.
 
@@ -85,9 +86,12 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
           experiment: what the config file describes
           run_dir: where everything is written; empty: runs/<name>
           record: adds the results to the config's results.json
+          seeds: runs seeds 0 to N - 1, a folder for each, and shows their mean and spread
         """
+        if seeds < 1:
+            raise ValueError(f"--seeds {seeds} runs nothing; give 1 or more")
         folder = Path(run_dir or f"runs/{experiment.name}")
-        own = {"experiment": experiment, "folder": folder, "record": record}
+        own = {"experiment": experiment, "folder": folder, "record": record, "seeds": seeds}
         return own | {"verb": verb, "config": config}
 
     return tyro.cli(

@@ -9,15 +9,31 @@ from user_llm.data import builders, inspect
 from user_llm.evaluation import benchmark as benchmarks
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation import records, report
-from user_llm.evaluation.metrics import table
+from user_llm.evaluation.metrics import spread, table
 from user_llm.runs import Run, data_path
 from user_llm.training import tracking
 
 
 def run(
-    experiment: Experiment, folder: Path, verb: str, config: str = "", record: bool = False
+    experiment: Experiment,
+    folder: Path,
+    verb: str,
+    config: str = "",
+    record: bool = False,
+    seeds: int = 1,
 ) -> None:
-    """Goes through the stages of an experiment that the verb names; each is resumed or skipped."""
+    """Goes through the stages of an experiment that the verb names; each is resumed or skipped.
+
+    With several seeds, in a folder for each, and then shows the mean and its spread.
+    """
+    if seeds > 1:
+        folders = [folder / f"seed-{seed}" for seed in range(seeds)]
+        for seed, own in enumerate(folders):
+            run(experiment.model_copy(update={"seed": seed}), own, verb, config, record)
+        if verb == "run":
+            print(f"mean and standard deviation of {seeds} seeds")
+            print(table(*spread([evaluation.read(Run.open(own))["rows"] for own in folders])))
+        return
     made = Run(experiment, folder)
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:
@@ -68,23 +84,10 @@ def store(made: Run, config: str) -> None:
             seconds=round(seconds, 1),
             seed=experiment.seed,
             dataset="_".join(filter(None, (experiment.data.name, experiment.data.version))),
-            protocol=protocol(experiment),
+            protocol=experiment.data.protocol,
             metrics=row["metrics"],
         )
         records.add(record, Path(config).parent)
-
-
-def protocol(experiment: Experiment) -> str:
-    """How a run's test events were chosen, as results name it."""
-    data = experiment.data
-    if (data.name, data.version, data.min_count, data.protocol) == (
-        "movielens",
-        "1m",
-        5,
-        "leave_one_out",
-    ):
-        return "sasrec_file"  # the same events, items and order as the SASRec project's file
-    return data.protocol
 
 
 def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:

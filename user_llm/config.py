@@ -17,7 +17,7 @@ class Config(BaseModel):
 
 
 Dtype = Literal["float32", "bfloat16"]
-Protocol = Literal["leave_one_out", "by_time"]
+Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt"]
@@ -35,7 +35,9 @@ class MeshConfig(Config):
 class DataConfig(Config):
     """Which built data set is read, and how its timelines are split.
 
-    `leave_one_out`: each user's last event is the test target and the one before it validation's.
+    `stable_leave_one_out`: each user's last event is the test target and the one before it
+    validation's; events of the same time stay in the order of the file. `sasrec_file`: the same
+    without users and items of fewer than five events, as SASRec's files (arXiv 1808.09781) are.
     `by_time`: the last `test_share` of all events by time is test, as much before it validation.
     """
 
@@ -44,11 +46,16 @@ class DataConfig(Config):
     source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
     users: PositiveInt = 2000  # of the world
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
-    min_count: NonNegativeInt = 0  # k-core: users and items with fewer events are dropped
-    protocol: Protocol = "leave_one_out"
+    protocol: Protocol = "stable_leave_one_out"
+    min_count: NonNegativeInt = 0  # users and items with fewer events are dropped
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training
     seed: int = 0
+
+    @property
+    def fewest(self) -> int:
+        """The events that a user and an item must have to be kept."""
+        return max(self.min_count, 5 if self.protocol == "sasrec_file" else 0)
 
 
 # Columns of a batch's events beside the features, in seconds on one clock for the whole data set.

@@ -88,7 +88,7 @@ class Run:
     def dataset(self) -> Dataset:
         data = self.experiment.data
         clock = self.experiment.encoder.reads_clock
-        return load(self.data_folder, features=data.features, min_count=data.min_count, clock=clock)
+        return load(self.data_folder, features=data.features, min_count=data.fewest, clock=clock)
 
     @cached_property
     def split(self) -> timelines.Split:

@@ -23,7 +23,11 @@ def config() -> Experiment:
         name="movielens_1m_encoder",
         # The events, items and order of the SASRec project's file.
         data=DataConfig(
-            name="movielens", version="1m", source="ml-1m", features=("item",), min_count=5
+            name="movielens",
+            version="1m",
+            source="ml-1m",
+            features=("item",),
+            protocol="sasrec_file",
         ),
         encoder=EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=128, dropout=0.2),
         pretrain=PretrainConfig(

@@ -35,7 +35,7 @@ def split(config: DataConfig, offsets: Indices, times: Indices) -> Split:
     users = len(offsets) - 1
     cold = np.zeros(users, bool)
     cold[rng.permutation(users)[: round(config.held_out_users * users)]] = True
-    by = leave_one_out if config.protocol == "leave_one_out" else by_time
+    by = by_time if config.protocol == "by_time" else leave_one_out
     train_stop, validation, test = by(config, offsets, times)
     train_stop = np.where(cold, offsets[:-1], train_stop)
     is_cold = cold[user_of(test, offsets)]

@@ -184,17 +184,37 @@ def best(rows: Sequence[Mapping[str, Any]], key: str) -> int | float | None:
     return max(found, default=None)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def spread(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict], list[dict]]:
+    """The rows of runs that differ in their seed as one: the means, and the standard deviations.
+
+    The deviation is that of a sample (n - 1).
+    """
+    means, deviations = [], []
+    for rows in zip(*runs, strict=True):
+        values = {k: [row["metrics"][k] for row in rows] for k in rows[0]["metrics"]}
+        system = rows[0]["system"]
+        means.append(
+            {"system": system, "metrics": {k: float(np.mean(v)) for k, v in values.items()}}
+        )
+        told = {k: float(np.std(v, ddof=1)) for k, v in values.items()}
+        deviations.append({"system": system, "metrics": told})
+    return means, deviations
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], deviations: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """The systems' results as plain text, a line per system, the best of each column marked `*`.
 
     Args:
       rows: `{"system": name, "metrics": {"test/next_item/recall_at_10": 0.29, ...}}` each.
+      deviations: the same, of what is to stand behind each value with a `±`.
     """
     groups = columns(rows)
     names = ["system", *(row["system"] for row in rows)]
     blocks = [["", *(name.ljust(max(map(len, names))) for name in names)]]
     for group, keys in groups.items():
-        cells = [[_column(rows, key)[i] for key in keys] for i in range(len(rows) + 1)]
+        cells = [[_column(rows, key, deviations)[i] for key in keys] for i in range(len(rows) + 1)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
         width = max(len(group), len(lines[0]))
@@ -205,17 +225,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines[:2], rule, *lines[2:]])
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+def _column(
+    rows: Sequence[Mapping[str, Any]], key: str, deviations: Sequence[Mapping[str, Any]] | None
+) -> list[str]:
     """A metric's heading and its value for every row, as text."""
     top = best(rows, key)
     heading = key.rpartition("/")[2].replace("_at_", "@") + " "
 
-    def cell(row: Mapping[str, Any]) -> str:
+    def cell(row: Mapping[str, Any], apart: Mapping[str, Any] | None) -> str:
         if (value := row["metrics"].get(key)) is None:
             return MISSING + " "
-        return f"{value:.3f}" + ("*" if value == top and row["system"] not in BOUNDS else " ")
+        told = f"{value:.3f}" + (f" ±{apart['metrics'][key]:.3f}" if apart else "")
+        return told + ("*" if value == top and row["system"] not in BOUNDS else " ")
 
-    return [heading, *map(cell, rows)]
+    return [heading, *map(cell, rows, deviations or [None] * len(rows))]
 
 
 @cache
