@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import movielens_files
 import numpy as np
@@ -116,6 +117,26 @@ def test_the_core_counts_users_and_items_once_in_the_whole_table(tmp_path):
     assert len(data.items.ids) == 2 + 2
     with pytest.raises(ValueError, match="min_count=9 leaves no event"):
         load(tmp_path / next(tmp_path.glob("movielens-*")).name, min_count=9)
+
+
+def test_the_first_users_alone_are_read_with_their_items(folder, data):
+    few = load(folder, first_users=2)
+    assert few.users == data.users[:2]
+    events = slice(0, data.offsets[2])
+    assert [few.items.ids[i] for i in few.item] == [data.items.ids[i] for i in data.item[events]]
+    np.testing.assert_array_equal(few.times, data.times[events])
+
+
+def test_the_clock_tells_each_event_and_the_one_after_it(folder, data):
+    clocked = load(folder, clock=True)
+    times = data.times - data.times.min()
+    np.testing.assert_array_equal(clocked.features["event_time"], times)
+    for start, stop in pairwise(data.offsets.tolist()):
+        asked = clocked.features["query_time"][start:stop].tolist()
+        assert asked == [*times[start + 1 : stop].tolist(), times[stop - 1]]
+    batch = clocked.gather(np.array([[0, 1, -1]]))
+    assert batch["event_time"].dtype == np.int32
+    assert batch["query_time"][0].tolist() == [times[1], times[2], 0]
 
 
 def test_the_hash_tells_any_change_of_content(data, folder):

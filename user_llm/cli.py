@@ -21,6 +21,7 @@ TARGETS = {
     "evaluate": "user_llm.commands:evaluate",
     "report": "user_llm.commands:write_report",
     "benchmark": "user_llm.commands:benchmark",
+    "zoo": "user_llm.commands:zoo",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
 }
@@ -149,6 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = add("benchmark", "time a run's model beside its peers")
     for sub in (evaluate, report, benchmark):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+
+    zoo = add("zoo", "list the encoders' named sizes with their parameters")
+    zoo.add_argument(
+        "--items",
+        type=int,
+        default=3_706,
+        metavar="N",
+        help="of the catalogue (default: %(default)s, as in MovieLens 1M)",
+    )
 
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -10,6 +10,7 @@ from user_llm.evaluation import benchmark as benchmarks
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation import records, report
 from user_llm.evaluation.metrics import spread, table
+from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
 from user_llm.training import tracking
 
@@ -88,6 +89,11 @@ def store(made: Run, config: str) -> None:
             metrics=row["metrics"],
         )
         records.add(record, Path(config).parent)
+
+
+def zoo(items: int) -> None:
+    """Lists the named sizes."""
+    print(sizes.table(items))
 
 
 def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:

@@ -47,6 +47,7 @@ class DataConfig(Config):
     users: PositiveInt = 2000  # of the world
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
     protocol: Protocol = "stable_leave_one_out"
+    first_users: NonNegativeInt = 0  # in the order of the data set; 0: all
     min_count: NonNegativeInt = 0  # users and items with fewer events are dropped
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training

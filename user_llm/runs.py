@@ -87,8 +87,13 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.experiment.data
-        clock = self.experiment.encoder.reads_clock
-        return load(self.data_folder, features=data.features, min_count=data.fewest, clock=clock)
+        return load(
+            self.data_folder,
+            features=data.features,
+            first_users=data.first_users,
+            min_count=data.fewest,
+            clock=self.experiment.encoder.reads_clock,
+        )
 
     @cached_property
     def split(self) -> timelines.Split:

@@ -108,9 +108,16 @@ def gather(columns: Columns, events: Any, xp: Any = np) -> dict[str, Any]:
 
 
 def load(
-    folder: Path, *, features: tuple[str, ...] = (), min_count: int = 0, clock: bool = False
+    folder: Path,
+    *,
+    features: tuple[str, ...] = (),
+    first_users: int = 0,
+    min_count: int = 0,
+    clock: bool = False,
 ) -> Dataset:
     """The data set built in `folder`, with these features of its schema (all, if none is named).
+
+    Of its users only the first are read where `first_users` is not 0.
 
     `min_count` drops the events of users and of items that have fewer events in the whole table,
     counted once, as the preprocessing of SASRec (arXiv 1808.09781) does. `clock` adds the columns
@@ -130,6 +137,8 @@ def load(
     lengths = np.array([len(t["timestamp"]) for t in timelines], np.int64)
     if lengths.sum() != counts["events"]:
         raise ValueError(f"{folder} has {lengths.sum()} events, not {counts['events']}; rebuild it")
+    if first_users:
+        timelines, users, lengths = (x[:first_users] for x in (timelines, users, lengths))
     columns = {name: _joined([t[name] for t in timelines]) for name in timelines[0]}
     user = np.repeat(np.arange(len(users)), lengths)
     if min_count:
