@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch
 
-from user_llm.config import OptimConfig, SystemConfig
-from user_llm.models.encoders import AutoregressiveEncoder
+from user_llm.config import ObjectiveConfig, OptimConfig, SystemConfig
+from user_llm.models.encoders import ENCODERS, AutoregressiveEncoder
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses
@@ -24,8 +24,20 @@ ITEMS = tuple(
     for f in FEATURES
 )
 SYSTEM = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER, strategy="encoder")
+
+
+def encoder(kind, objective, **options):
+    config = ObjectiveConfig(kind=objective, **options)
+    loss = partial(losses.encoder_loss, objective=config)
+    config = WIDE.model_copy(update={"kind": kind, "gated": True})
+    return partial(ENCODERS[kind], config, ITEMS), loss, nnx.Param
+
+
 CASES = {
     "encoder": (partial(AutoregressiveEncoder, WIDE, ITEMS), losses.next_event, nnx.Param),
+    "hstu": encoder("hstu", "sampled_softmax", negatives=8, shared=False),
+    "bert4rec": encoder("bert4rec", "gbce", negatives=8),
+    "dual": encoder("dual", "in_batch"),
     "user_llm": (partial(UserLLM, SYSTEM, DECODER, WIDE, ITEMS), losses.answer, trained("encoder")),
 }
 TX = make_optimizer(OptimConfig(learning_rate=1e-2), steps=10)
@@ -86,8 +98,11 @@ def share(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in leaves) / sum(x.nbytes for x in leaves)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES)
+EVERYWHERE = [(shape, case) for shape in SHAPES for case in ("encoder", "user_llm")]
+OTHERS = [("2x2x2", case) for case in ("hstu", "bert4rec", "dual")]
+
+
+@pytest.mark.parametrize(("shape", "case"), EVERYWHERE + OTHERS)
 def test_losses_are_the_same_on_any_mesh_and_the_state_is_split(shape, case, single, mesh, capfd):
     found, state = train(case, mesh(*SHAPES[shape]))
     np.testing.assert_allclose(found, single[case], rtol=2e-4)

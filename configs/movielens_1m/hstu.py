@@ -1,7 +1,8 @@
-"""HSTU on the users of MovieLens 1M whose times are true: attention that knows when events were.
+r"""HSTU on the users of MovieLens 1M whose times are true: attention that knows when events were.
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/hstu.py --record
-USER_LLM_DATA=... user-llm run configs/movielens_1m/hstu.py --encoder.no-time-bias --name hstu_without_time --record
+USER_LLM_DATA=... user-llm run configs/movielens_1m/hstu.py --record \
+    --encoder.no-time-bias --name movielens_1m_hstu_without_time
 
 Of the official files, the first 2,999 users: what is asked for is each one's last rating among all
 3,000-odd rated movies, and as in the published code the time of the query is known.
