@@ -1,0 +1,15 @@
+"""The encoder alone on Amazon Sports and Outdoors, as in `beauty.py`: item ids only.
+
+USER_LLM_DATA=... user-llm run configs/amazon/sports.py --seeds 3 --record
+"""
+
+from pathlib import Path
+
+from user_llm.cli import load_config
+from user_llm.config import Experiment
+
+
+def config() -> Experiment:
+    beauty = load_config(str(Path(__file__).with_name("beauty.py")))
+    data = beauty.data.model_copy(update={"version": "Sports_and_Outdoors"})
+    return beauty.model_copy(update={"name": "amazon_sports_encoder", "data": data})
