@@ -137,13 +137,13 @@ def load(
     lengths = np.array([len(t["timestamp"]) for t in timelines], np.int64)
     if lengths.sum() != counts["events"]:
         raise ValueError(f"{folder} has {lengths.sum()} events, not {counts['events']}; rebuild it")
-    if first_users:
-        timelines, users, lengths = (x[:first_users] for x in (timelines, users, lengths))
+    kept = slice(first_users or None)
+    timelines, users, lengths = timelines[kept], users[kept], lengths[kept]
     columns = {name: _joined([t[name] for t in timelines]) for name in timelines[0]}
     user = np.repeat(np.arange(len(users)), lengths)
     if min_count:
         user, columns = _frequent(user, columns, min_count)
-    kept, lengths = np.unique(user, return_counts=True)
+    left, lengths = np.unique(user, return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     vocabularies, encoded = {}, {}
     for feature in (schema[schema.item], *schema.of("event")):
@@ -162,7 +162,7 @@ def load(
     return Dataset(
         schema=schema,
         vocabularies=vocabularies | of_items,
-        users=tuple(users[u] for u in kept),
+        users=tuple(users[u] for u in left),
         offsets=offsets,
         items=items,
         item=encoded.pop(schema.item),
