@@ -25,7 +25,8 @@ COMMANDS = {
     "finetune": ["finetune", "tiny.py"],
     "evaluate": ["evaluate", "runs/tiny"],
     "report": ["report", "runs/tiny"],
-    "benchmark": ["benchmark", "runs/tiny"],
+    "benchmark inference": ["benchmark", "inference", "runs/tiny"],
+    "benchmark encoder": ["benchmark", "encoder", "--steps", "2"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
 }

@@ -150,6 +150,16 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
     assert dropout(x, 0.25, None) is x
 
 
+@pytest.mark.parametrize("rate", [0.001, 0.2, 0.999])
+def test_dropout_drops_each_value_alike_by_the_nearest_share_of_256(rate):
+    dropped = dropout(jnp.ones((4000, 7)), rate, jax.random.key(0)) == 0
+    share = min(max(round(rate * 256), 1), 255) / 256
+    spread = (share * (1 - share) / 4000) ** 0.5
+    assert jnp.abs(dropped.mean(0) - share).max() < 4 * spread
+    together = (dropped[:, 0] & dropped[:, 1]).mean()  # although they share a random word
+    assert jnp.abs(together - share**2) < 4 * spread
+
+
 def test_block_drops_out_differently_for_each_key():
     block = Block(8, 2, 16, rngs=nnx.Rngs(0), dropout=0.5)
     x, mask = jnp.asarray(normal(0, 1, 3, 8)), jnp.ones((1, 3, 3), bool)

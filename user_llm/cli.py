@@ -20,7 +20,8 @@ TARGETS = {
     "finetune": "user_llm.commands:run",
     "evaluate": "user_llm.commands:evaluate",
     "report": "user_llm.commands:write_report",
-    "benchmark": "user_llm.commands:benchmark",
+    "benchmark inference": "user_llm.commands:benchmark_inference",
+    "benchmark encoder": "user_llm.commands:benchmark_encoder",
     "zoo": "user_llm.commands:zoo",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
@@ -147,9 +148,26 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", "score a run's model and its baselines on the test users")
     report = add("report", "write a run's report as one HTML page")
-    benchmark = add("benchmark", "time a run's model beside its peers")
-    for sub in (evaluate, report, benchmark):
+
+    benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
+    benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)
+    inference = add("benchmark inference", "time a run's answers", to=benchmark_verbs)
+    for sub in (evaluate, report, inference):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+    encoder = add("benchmark encoder", "time an encoder's training", to=benchmark_verbs)
+    encoder.add_argument(
+        "--run-dir",
+        dest="folder",
+        type=Path,
+        default=Path("runs/benchmark_encoder"),
+        help="where the figures are written (default: %(default)s)",
+    )
+    for flag, default, text in (
+        ("--steps", 24, "that each process is timed for; 47 are an epoch"),
+        ("--rounds", 3, "processes of each side; of each figure the best one counts"),
+    ):
+        text += " (default: %(default)s)"
+        encoder.add_argument(flag, type=int, default=default, metavar="N", help=text)
 
     zoo = add("zoo", "list the encoders' named sizes with their parameters")
     zoo.add_argument(

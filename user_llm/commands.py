@@ -6,9 +6,8 @@ from pathlib import Path
 from user_llm import stages
 from user_llm.config import Experiment
 from user_llm.data import builders, inspect
-from user_llm.evaluation import benchmark as benchmarks
+from user_llm.evaluation import benchmark, encoder_benchmark, records, report
 from user_llm.evaluation import evaluate as evaluation
-from user_llm.evaluation import records, report
 from user_llm.evaluation.metrics import spread, table
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
@@ -46,7 +45,7 @@ def run(
         return
     evaluate(folder)
     if experiment.finetune.steps:
-        benchmark(folder)
+        benchmark_inference(folder)
     write_report(folder)
     if record:
         store(made, config)
@@ -57,9 +56,15 @@ def evaluate(folder: Path) -> None:
     print(table(evaluation.evaluate(Run.open(folder))["rows"]))
 
 
-def benchmark(folder: Path) -> None:
+def benchmark_inference(folder: Path) -> None:
     """Times a run's system beside the text prompt and prints the table."""
-    print(benchmarks.table(benchmarks.inference(Run.open(folder))))
+    print(benchmark.table(benchmark.inference(Run.open(folder))))
+
+
+def benchmark_encoder(folder: Path, steps: int, rounds: int) -> None:
+    """Times an encoder's training beside its peers and prints the table."""
+    result = encoder_benchmark.benchmark(folder, steps=steps, rounds=rounds)
+    print(encoder_benchmark.table(result))
 
 
 def write_report(folder: Path) -> None:

@@ -126,14 +126,19 @@ class Linear(nnx.Module):
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zeroes a share of `rate` of the values and scales the rest; without a key, x itself.
+    """Zeroes a share of the values and scales the rest; without a key, x itself.
 
-    Keys are arguments, because a module's own stream of them stands still inside `jax.lax.scan`.
+    The share is `rate`, to the nearest of 1/256 to 255/256. Keys are arguments, because a module's
+    own stream of them stands still inside `jax.lax.scan`.
     """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+    share = min(max(round(rate * 256), 1), 255)
+    # A random word is enough for four values, and most of the cost.
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)
+    keep = octets[..., : x.shape[-1]] >= share
+    return jnp.where(keep, x * (256 / (256 - share)), jnp.zeros((), x.dtype))
 
 
 def rotary(

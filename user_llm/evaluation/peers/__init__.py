@@ -1,0 +1,1 @@
+"""What this project is measured against: each peer is a process of its own, and prints JSON."""
