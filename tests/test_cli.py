@@ -26,6 +26,8 @@ COMMANDS = {
     "evaluate": ["evaluate", "runs/tiny"],
     "report": ["report", "runs/tiny"],
     "benchmark": ["benchmark", "runs/tiny"],
+    "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
+    "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
 }

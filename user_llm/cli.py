@@ -21,6 +21,8 @@ TARGETS = {
     "evaluate": "user_llm.commands:evaluate",
     "report": "user_llm.commands:write_report",
     "benchmark": "user_llm.commands:benchmark",
+    "predict": "user_llm.commands:predict",
+    "embed": "user_llm.commands:embed",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
 }
@@ -145,6 +147,19 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = add("benchmark", "time a run's model beside its peers")
     for sub in (evaluate, report, benchmark):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+
+    predict = add("predict", "recommend items to users, whom training need not have seen")
+    embed = add("embed", "write the vectors of all users of a run's data set, or of a file")
+    events = "a table of user, item, timestamp, ...: .parquet, .csv, .json or .jsonl"
+    for sub in (predict, embed):
+        sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+        asked = sub is predict
+        sub.add_argument("--events", type=Path, metavar="FILE", required=asked, help=events)
+    predict.add_argument(
+        "--top", type=int, default=10, metavar="K", help="items a user (default: %(default)s)"
+    )
+    predict.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; shown if not given")
+    embed.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder of shards")
 
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from user_llm.config import StageConfig, SystemConfig
@@ -17,11 +18,13 @@ from user_llm.data.tasks import TASKS, NextItem, Task, corpus, practice
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.huggingface import load_decoder
+from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import trained
 from user_llm.runs import Run, data_path
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses
-from user_llm.training.loop import Params, Stage, fit
+from user_llm.training.checkpoint import Checkpoints
+from user_llm.training.loop import Params, Stage, fit, setup
 
 ALIGNMENT_HISTORY = 8  # events
 VALIDATED = 1024  # users by whom the progress of a stage is judged
@@ -56,6 +59,31 @@ def encoder(run: Run) -> Params:
     """The trained encoder of this run, or of the run that its experiment names."""
     other = run.experiment.encoder_from
     return pretrain(Run.open(Path(other), run.data_dir) if other else run)
+
+
+def trained_encoder(run: Run) -> Params:
+    """The same at its best so far; nothing is trained for it.
+
+    Raises:
+      ValueError: it has not been trained at all.
+    """
+    if other := run.experiment.encoder_from:
+        return trained_encoder(Run.open(Path(other), run.data_dir))
+    if not (saved := Checkpoints(run.folder / "pretrain" / "checkpoints")).steps():
+        raise ValueError(
+            f"{run.folder} holds no trained encoder; train it with `user-llm pretrain CONFIG`"
+        )
+    _, abstract, _ = setup(run.make_encoder, optax.identity(), nnx.Param, run.mesh)
+    return saved.restore_params(abstract.params).state
+
+
+def recommender(run: Run) -> Recommender:
+    """The trained encoder of a run, ready to be asked about any users.
+
+    Raises:
+      ValueError: it has not been trained at all.
+    """
+    return Recommender(run.dataset, run.make_encoder, trained_encoder(run), mesh=run.mesh)
 
 
 def warmup(run: Run) -> Params:
