@@ -27,6 +27,8 @@ COMMANDS = {
     "report": ["report", "runs/tiny"],
     "benchmark inference": ["benchmark", "inference", "runs/tiny"],
     "benchmark encoder": ["benchmark", "encoder", "--steps", "2"],
+    "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
+    "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
 }

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from user_llm.data.dataset import load as load
     from user_llm.data.tasks import TASKS as TASKS
     from user_llm.evaluation.system import System as System
+    from user_llm.inference.recommend import Recommender as Recommender
     from user_llm.models.user_llm import UserLLM as UserLLM
     from user_llm.runs import Run as Run
     from user_llm.stages import finetune as finetune
     from user_llm.stages import pretrain as pretrain
+    from user_llm.stages import recommender as recommender
 
 HOMES = {
     "Experiment": "config",
+    "Recommender": "inference.recommend",
     "Run": "runs",
     "System": "evaluation.system",
     "TASKS": "data.tasks",
@@ -28,6 +31,7 @@ HOMES = {
     "finetune": "stages",
     "load": "data.dataset",
     "pretrain": "stages",
+    "recommender": "stages",
 }
 __all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  -- they are lazy
 

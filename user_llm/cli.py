@@ -23,6 +23,8 @@ TARGETS = {
     "benchmark inference": "user_llm.commands:benchmark_inference",
     "benchmark encoder": "user_llm.commands:benchmark_encoder",
     "zoo": "user_llm.commands:zoo",
+    "predict": "user_llm.commands:predict",
+    "embed": "user_llm.commands:embed",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
 }
@@ -177,6 +179,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the catalogue (default: %(default)s, as in MovieLens 1M)",
     )
+
+    predict = add("predict", "recommend items to users, whom training need not have seen")
+    embed = add("embed", "write the vectors of all users of a run's data set, or of a file")
+    events = "a table of user, item, timestamp, ...: .parquet, .csv, .json or .jsonl"
+    for sub in (predict, embed):
+        sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+        asked = sub is predict
+        sub.add_argument("--events", type=Path, metavar="FILE", required=asked, help=events)
+    predict.add_argument(
+        "--top", type=int, default=10, metavar="K", help="items a user (default: %(default)s)"
+    )
+    predict.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; shown if not given")
+    embed.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder of shards")
 
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)

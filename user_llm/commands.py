@@ -1,17 +1,24 @@
 """What the verbs of the command line do."""
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from user_llm import stages
 from user_llm.config import Experiment
-from user_llm.data import builders, inspect
+from user_llm.data import builders, inspect, unseen
 from user_llm.evaluation import benchmark, encoder_benchmark, records, report
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
+from user_llm.inference import embeddings
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
 from user_llm.training import tracking
+
+PREDICTED = 4096  # users whose recommendations are in memory at a time
 
 
 def run(
@@ -99,6 +106,42 @@ def store(made: Run, config: str) -> None:
 def zoo(items: int) -> None:
     """Lists the named sizes."""
     print(sizes.table(items))
+
+
+def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
+    """What a run's encoder recommends to the users of a file: JSON lines, to a file or shown."""
+    recommender = stages.recommender(Run.open(folder))
+    data = unseen.read(recommender.dataset, events)
+    users = np.arange(len(data.users))
+
+    def lines() -> Iterator[str]:
+        for first in range(0, len(users), PREDICTED):
+            some = users[first : first + PREDICTED]
+            for user, found in zip(some, recommender.best(data, some, top), strict=True):
+                told = {
+                    "user": data.users[user],
+                    "items": [one.item for one in found],
+                    "titles": [one.title for one in found],
+                    "scores": [round(one.score, 6) for one in found],
+                }
+                yield json.dumps(told, ensure_ascii=False) + "\n"
+
+    if out is None:
+        sys.stdout.writelines(lines())
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(lines())
+    unfinished.replace(out)
+
+
+def embed(folder: Path, events: Path | None, out: Path) -> None:
+    """Writes the vectors that a run's encoder makes of all users, its data set's or a file's."""
+    recommender = stages.recommender(Run.open(folder))
+    data = unseen.read(recommender.dataset, events) if events else recommender.dataset
+    made = embeddings.write(recommender, data, out)
+    print(f"{out}: {len(data.users)} users, {recommender.width} numbers each; {made} new shards")
 
 
 def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:

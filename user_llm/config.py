@@ -275,6 +275,7 @@ class Experiment(Config):
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     encoder_from: str = ""  # the folder of a run whose trained encoder is used; empty: this run's
+    grow_from: str = ""  # of a run on an earlier state of the data, whose encoder trains on here
     language_model: LanguageModelConfig = LanguageModelConfig()
     system: SystemConfig = SystemConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -282,3 +283,12 @@ class Experiment(Config):
     align: StageConfig = StageConfig(steps=0)  # from a pointed-out item to its name; see `stages`
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _one_encoder(self):
+        if self.grow_from and self.encoder_from:
+            raise ValueError(
+                f"grow_from={self.grow_from} starts an encoder's training, and encoder_from="
+                f"{self.encoder_from} skips it; name one of them"
+            )
+        return self

@@ -160,6 +160,15 @@ class Run:
 
 def refuse_differences(old: dict, new: dict, folder: Path) -> None:
     """Raises a ValueError that names every field in which two experiments differ."""
+    if differing := differences(old, new):
+        raise ValueError(
+            f"{folder} holds a run of another experiment ({'; '.join(differing)}); "
+            "choose another --run-dir, or remove it"
+        )
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Every field in which two configs differ, in words."""
 
     def flat(tree, path=""):
         if not isinstance(tree, dict):
@@ -169,10 +178,4 @@ def refuse_differences(old: dict, new: dict, folder: Path) -> None:
         }
 
     a, b = flat(old), flat(new)
-    if differing := [
-        f"{k}: {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k)
-    ]:
-        raise ValueError(
-            f"{folder} holds a run of another experiment ({'; '.join(differing)}); "
-            "choose another --run-dir, or remove it"
-        )
+    return [f"{k}: {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k)]

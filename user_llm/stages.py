@@ -9,21 +9,26 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from user_llm.config import StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
 from user_llm.data.tasks import TASKS, NextItem, Task, corpus, practice
+from user_llm.evaluation import records
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.huggingface import load_decoder
+from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import trained
-from user_llm.runs import Run, data_path
-from user_llm.sharding import batch_sharding
-from user_llm.training import losses
-from user_llm.training.loop import Params, Stage, fit
+from user_llm.runs import Run, data_path, differences
+from user_llm.sharding import batch_sharding, replicated
+from user_llm.training import grow, losses
+from user_llm.training.checkpoint import Checkpoints
+from user_llm.training.loop import Params, Stage, fit, setup
 
 ALIGNMENT_HISTORY = 8  # events
+KNOWN = "features.json"  # what the encoder in its folder is numbered by
 VALIDATED = 1024  # users by whom the progress of a stage is judged
 
 
@@ -47,15 +52,73 @@ def pretrain(run: Run) -> Params:
         make_model=run.make_encoder,
         loss=partial(losses.encoder_loss, objective=run.experiment.pretrain.objective),
         batches=batches(run, source, run.experiment.pretrain),
+        given=partial(grown, run) if run.experiment.grow_from else None,
         validate=validate,
     )
+    known = run.folder / "pretrain" / KNOWN
+    if not known.is_file():
+        known.parent.mkdir(exist_ok=True)
+        records.write_atomically(known, grow.Known.of(data).model_dump_json())
     return train(run, stage, "pretrain")
+
+
+def grown(run: Run, fresh: Params) -> Params:
+    """The trained encoder of the run that `grow_from` names, under the ids of this run's data.
+
+    Raises:
+      ValueError: it is another encoder or reads other features; all that differs is named.
+    """
+    earlier = run.experiment.grow_from
+    old = Run.open(Path(earlier), run.data_dir)
+    free = {"window", "dropout", "id_dropout", "dtype"}  # shapes tell where the window matters
+    configs = [r.experiment.encoder.model_dump(exclude=free) for r in (old, run)]
+    try:
+        if differing := differences(*configs):
+            raise ValueError("another encoder, encoder." + ", encoder.".join(differing))
+        path = old.folder / "pretrain" / KNOWN
+        there = path.is_file()
+        was = (
+            grow.Known.model_validate_json(path.read_text())
+            if there
+            else grow.Known.of(old.dataset)
+        )
+        now = grow.Known.of(run.dataset)
+        abstract = grow.wanted(fresh, was, now, replicated(run.mesh))
+        saved = Checkpoints(old.folder / "pretrain" / "checkpoints").restore_params(abstract)
+    except ValueError as error:
+        raise ValueError(f"no encoder can grow from {earlier}: {error}") from error
+    return grow.grow(fresh, saved.state, was, now)
 
 
 def encoder(run: Run) -> Params:
     """The trained encoder of this run, or of the run that its experiment names."""
     other = run.experiment.encoder_from
     return pretrain(Run.open(Path(other), run.data_dir) if other else run)
+
+
+def trained_encoder(run: Run) -> Params:
+    """The same at its best so far; nothing is trained for it.
+
+    Raises:
+      ValueError: it has not been trained at all.
+    """
+    if other := run.experiment.encoder_from:
+        return trained_encoder(Run.open(Path(other), run.data_dir))
+    if not (saved := Checkpoints(run.folder / "pretrain" / "checkpoints")).steps():
+        raise ValueError(
+            f"{run.folder} holds no trained encoder; train it with `user-llm pretrain CONFIG`"
+        )
+    _, abstract, _ = setup(run.make_encoder, optax.identity(), nnx.Param, run.mesh)
+    return saved.restore_params(abstract.params).state
+
+
+def recommender(run: Run) -> Recommender:
+    """The trained encoder of a run, ready to be asked about any users.
+
+    Raises:
+      ValueError: it has not been trained at all.
+    """
+    return Recommender(run.dataset, run.make_encoder, trained_encoder(run), mesh=run.mesh)
 
 
 def warmup(run: Run) -> Params:
@@ -68,9 +131,9 @@ def warmup(run: Run) -> Params:
     documents += [[*ids, tokenizer.eos] for ids in tokenizer.prompts(texts(run))]
     source = pipeline.Documents(documents, run.experiment.finetune.max_tokens)
 
-    def given(abstract: Params) -> Params:
+    def given(random: Params) -> Params:
         weights = run.experiment.language_model.weights
-        return {"decoder": load_decoder(data_path(weights), abstract["decoder"])} if weights else {}
+        return {"decoder": load_decoder(data_path(weights), random["decoder"])} if weights else {}
 
     stage = Stage(
         config=config,
@@ -107,7 +170,7 @@ def align(run: Run) -> Params:
         loss=losses.answer,
         batches=batches(run, source, config),
         trained=lambda path, value: "encoder" not in path and by_strategy(path, value),
-        given=lambda abstract: pretrained(run, system),
+        given=lambda random: pretrained(run, system),
     )
     return train(run, stage, "align")
 
@@ -124,7 +187,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
     make_model = run.make_model(system)
     source = examples(run, name, timelines.training_targets(run.split, run.dataset.offsets))
 
-    def given(abstract: Params) -> Params:
+    def given(random: Params) -> Params:
         aligned = system.streams and run.experiment.align.steps
         return align(run) if aligned else pretrained(run, system)
 

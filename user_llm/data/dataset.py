@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,16 +145,11 @@ def load(
         user, columns = _frequent(user, columns, min_count)
     left, lengths = np.unique(user, return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    vocabularies, encoded = {}, {}
-    for feature in (schema[schema.item], *schema.of("event")):
-        values = columns[feature.column]
-        vocabulary = vocabularies[feature.name] = feature.fit(values)
-        if isinstance(feature, Time):
-            first = np.zeros(len(values), bool)
-            first[offsets[:-1]] = True
-            encoded[feature.name] = feature.encode(values, vocabulary, first)
-        else:
-            encoded[feature.name] = feature.encode(values, vocabulary)
+    vocabularies = {
+        feature.name: feature.fit(columns[feature.column])
+        for feature in (schema[schema.item], *schema.of("event"))
+    }
+    encoded = encode_events(schema, vocabularies, columns, offsets)
     if clock:
         encoded |= clock_columns(columns["timestamp"], offsets)
     records = _records(folder, "items", counts["items"])
@@ -173,16 +168,49 @@ def load(
     )
 
 
+def encode_events(
+    schema: TimelineSchema,
+    vocabularies: Mapping[str, Vocabulary],
+    columns: Mapping[str, np.ndarray],
+    offsets: Int[np.ndarray, " offsets"],
+) -> dict[str, np.ndarray]:
+    """The item and the other features of raw events, each user's in time order, by name."""
+    encoded = {}
+    for feature in (schema[schema.item], *schema.of("event")):
+        values, vocabulary = columns[feature.column], vocabularies[feature.name]
+        if isinstance(feature, Time):
+            first = np.zeros(len(values), bool)
+            first[offsets[:-1]] = True
+            encoded[feature.name] = feature.encode(values, vocabulary, first)
+        else:
+            encoded[feature.name] = feature.encode(values, vocabulary)
+    return encoded
+
+
 def clock_columns(
-    times: Int[np.ndarray, " events"], offsets: Int[np.ndarray, " offsets"]
+    times: Int[np.ndarray, " events"],
+    offsets: Int[np.ndarray, " offsets"],
+    *,
+    origin: int | None = None,
+    asked: Int[np.ndarray, " users"] | None = None,
 ) -> dict[str, Int[np.ndarray, " events"]]:
     """Per event its own time and that of its user's next one, in seconds since the first of all.
 
-    After a user's last event stands its own time.
+    After a user's last event stands its own time, or when that user is `asked`. `origin` is the
+    time that counts as the first instead.
+
+    Raises:
+      ValueError: a time is too far from the first for 32 bits.
     """
-    own = times - times.min()
+    own = times - (times.min() if origin is None else origin)
     following = np.append(own[1:], own[-1:])
-    following[offsets[1:] - 1] = own[offsets[1:] - 1]
+    last = offsets[1:] - 1
+    following[last] = own[last] if asked is None else asked - (times[last] - own[last])
+    for column in (own, following):
+        if np.abs(column).max(initial=0) >= 2**31:
+            raise ValueError(
+                "an event is more than 68 years from the data set's first; are all times seconds?"
+            )
     return {EVENT_TIME: own.astype(np.int32), QUERY_TIME: following.astype(np.int32)}
 
 

@@ -58,7 +58,7 @@ class Stage:
     loss: Loss
     batches: Callable[[int], Iterator[dict]]  # from a step on, placed on the mesh
     trained: Any = nnx.Param  # the filter of the parameters that move
-    given: Callable[[Params], Params] | None = None  # abstract -> parameters that are not random
+    given: Callable[[Params], Params] | None = None  # random parameters -> those that replace some
     validate: Callable[[Params], dict[str, float]] | None = None  # its first figure is the score
 
 
@@ -197,7 +197,7 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
     graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh)
     restored = checkpoints.restore(abstract)
-    state = restored.state if restored else start(stage, abstract, init, seed)
+    state = restored.state if restored else start(stage, init, seed)
     step = restored.step if restored else 0
     best = checkpoints.best(until=step)
     if not over(cfg, step, best):
@@ -230,12 +230,12 @@ def fit(
     return state.params
 
 
-def start(stage: Stage, abstract: TrainState, init: Callable, seed: int) -> TrainState:
+def start(stage: Stage, init: Callable, seed: int) -> TrainState:
     """The state before the first step: random, but for the parameters that are given."""
     state = init(jax.random.key(seed))
     if stage.given is None:
         return state
-    given = stage.given(abstract.params)
+    given = stage.given(state.params)
     return state._replace(trained=graft(state.trained, given), frozen=graft(state.frozen, given))
 
 

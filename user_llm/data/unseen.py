@@ -1,0 +1,97 @@
+"""Timelines that no data set holds, encoded exactly as one encodes its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from user_llm.config import EVENT_TIME
+from user_llm.data import tables
+from user_llm.data.dataset import Dataset, clock_columns, encode_events
+
+Event = Mapping[str, Any]  # a raw one by column: its item, its timestamp, what features read
+
+
+def encode(
+    dataset: Dataset, timelines: Sequence[Sequence[Any]], *, at: Sequence[float | int] | None = None
+) -> Dataset:
+    """A data set of these timelines, with the vocabularies and the items of another.
+
+    Events may come in any order; those of one time stay in theirs. A value that the data set does
+    not know is out of the vocabulary, an item too; one that is None or not given is missing.
+
+    Args:
+      at: seconds, when each user is asked what comes next; by default at the user's last event.
+        Read by encoders with `query_time` alone.
+
+    Raises:
+      ValueError: a timeline without events, values that cannot be read, by feature, user and row
+        (users and rows count over all timelines), or a user who is asked before the last event.
+    """
+    if empty := [str(n) for n, events in enumerate(timelines) if not len(events)]:
+        raise ValueError(f"no events in the timeline(s) {', '.join(empty[:5])}; give at least one")
+    events = [event for timeline in timelines for event in timeline]
+    if wrong := [e for e in events if not isinstance(e, Mapping)]:
+        raise ValueError(f'{wrong[0]!r} is no event; give {{"item": ..., "timestamp": ...}}')
+    user = np.repeat(np.arange(len(timelines)), [len(t) for t in timelines])
+    table = tables.named(tables.by_column(events), dataset.schema)
+    table["user"] = user.tolist()
+    table = tables.absent_as_missing(table, dataset.schema)
+    columns = tables.event_columns(tables.checked(table, dataset.schema, "event"), dataset.schema)
+    names = tuple(map(str, range(len(timelines))))
+    asked = None if at is None else np.array([int(float(t)) for t in at], np.int64)
+    return _grouped(dataset, names, user, columns, asked)
+
+
+def read(dataset: Dataset, path: Path) -> Dataset:
+    """The same of a file with the columns `user`, `item`, `timestamp` and those of the features.
+
+    As in a data set, users are sorted, and an event that repeats another in every column is
+    dropped.
+
+    Raises:
+      ValueError: the file cannot be read, or values do not fit, by feature, user and row.
+    """
+    from user_llm.data.builders.base import without_repeats  # TFDS takes a second to import
+
+    schema = dataset.schema
+    table = tables.read(path, schema, "event", optional=True)
+    columns = without_repeats(tables.event_columns(table, schema), [])
+    names, user = np.unique(columns["user"], return_inverse=True)
+    return _grouped(dataset, tuple(map(str, names)), user, columns, None)
+
+
+def _grouped(
+    dataset: Dataset,
+    names: tuple[str, ...],
+    user: Int[np.ndarray, " events"],
+    columns: dict[str, np.ndarray],
+    asked: Int[np.ndarray, " users"] | None,
+) -> Dataset:
+    order = np.lexsort((columns["timestamp"], user))  # stable
+    columns = {name: column[order] for name, column in columns.items()}
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(names)))])
+    times = columns["timestamp"]
+    if asked is not None:
+        if asked.shape != (len(names),):
+            raise ValueError(f"at has {len(asked)} times for {len(names)} timelines")
+        if (early := np.flatnonzero(asked < times[offsets[1:] - 1])).size:
+            name = names[early[0]]
+            raise ValueError(f"user {name!r} is asked before the last event; drop what comes later")
+    encoded = encode_events(dataset.schema, dataset.vocabularies, columns, offsets)
+    if EVENT_TIME in dataset.features:
+        origin = int(dataset.times[0]) - int(dataset.features[EVENT_TIME][0])
+        encoded |= clock_columns(times, offsets, origin=origin, asked=asked)
+    return replace(
+        dataset,
+        users=names,
+        offsets=offsets,
+        item=encoded.pop(dataset.schema.item),
+        times=times,
+        features=encoded,
+        ratings=columns.get("rating"),
+        reviews=columns["review"].tolist() if "review" in columns else None,
+    )
