@@ -48,6 +48,7 @@ class DataConfig(Config):
     protocol: Protocol = "leave_one_out"
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training
+    held_out_items: float = Field(default=0.0, ge=0, lt=1)  # share of items never seen in training
     seed: int = 0
 
 
