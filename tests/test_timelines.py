@@ -57,7 +57,7 @@ def pairs(ranges):
 @given(timelines, configs)
 def test_leave_one_out_asks_for_the_last_event_and_by_time_for_the_first_after_a_cut(users, config):
     offsets, times = arrays(users)
-    found = split(config.model_copy(update={"held_out_users": 0.0}), offsets, times)
+    found = split(config.model_copy(update={"held_out_users": 0.0}), offsets, times, times)
     early, late = np.quantile(times, [1 - 2 * config.test_share, 1 - config.test_share])
     train, validation, test = [], [], []
     for start, stop in pairwise(offsets):
@@ -85,14 +85,14 @@ def test_leave_one_out_asks_for_the_last_event_and_by_time_for_the_first_after_a
 @given(timelines, configs)
 def test_held_out_users_are_in_no_training_event_and_in_no_target_but_the_cold(users, config):
     offsets, times = arrays(users)
-    found = split(config, offsets, times)
-    whole = split(config.model_copy(update={"held_out_users": 0.0}), offsets, times)
+    found = split(config, offsets, times, times)
+    whole = split(config.model_copy(update={"held_out_users": 0.0}), offsets, times, times)
     out = set(np.flatnonzero(found.train_stop != whole.train_stop).tolist())
     out |= set(user_of(found.cold, offsets).tolist())
     assert len(out) <= round(config.held_out_users * len(users))
     for user in out:
         assert found.train_stop[user] == offsets[user]
-    for targets in (training_targets(found, offsets), found.validation, found.test):
+    for targets in (training_targets(found.train_stop, offsets), found.validation, found.test):
         assert not out & set(user_of(targets, offsets).tolist())
     assert sorted([*found.test, *found.cold]) == whole.test.tolist()
 
@@ -101,11 +101,31 @@ def test_held_out_users_are_in_no_training_event_and_in_no_target_but_the_cold(u
 def test_the_share_of_held_out_users_is_met_by_the_seed_alone(share):
     offsets, times = np.arange(0, 401, 4), np.arange(400)
     cold = [
-        split(DataConfig(held_out_users=share, seed=seed), offsets, times).cold.tolist()
+        split(DataConfig(held_out_users=share, seed=seed), offsets, times, times).cold.tolist()
         for seed in (0, 0, 1)
     ]
     assert len(cold[0]) == 100 * share
     assert cold[0] == cold[1] != cold[2]
+
+
+@unhurried
+@given(timelines, configs, st.sampled_from([0.2, 0.5, 0.9]))
+def test_targets_of_held_out_items_are_set_apart_and_nothing_else_changes(users, config, share):
+    offsets, times = arrays(users)
+    item = times % 7 + 2
+    held = split(config.model_copy(update={"held_out_items": share}), offsets, times, item)
+    whole = split(config, offsets, times, item)
+    assert not len(whole.new_items) and not whole.held_out.any()
+    out = set(item[held.held_out].tolist())
+    assert len(out) == round(share * len(set(item.tolist())))
+    assert held.held_out.tolist() == [i in out for i in item.tolist()]
+    np.testing.assert_array_equal(held.train_stop, whole.train_stop)
+    new = []
+    for name in ("validation", "test", "cold"):
+        known = [e for e in getattr(whole, name).tolist() if item[e] not in out]
+        assert getattr(held, name).tolist() == known
+        new += [e for e in getattr(whole, name).tolist() if item[e] in out]
+    assert held.new_items.tolist() == sorted(new)
 
 
 @unhurried
@@ -114,8 +134,8 @@ def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
     users, config, history, window
 ):
     offsets, times = arrays(users)
-    found = split(config, offsets, times)
-    training = training_targets(found, offsets)
+    found = split(config, offsets, times, times)
+    training = training_targets(found.train_stop, offsets)
     asked = np.concatenate([training, found.validation, found.test, found.cold])
     for target, seen in zip(asked, histories(asked, offsets, history), strict=True):
         seen = seen[seen >= 0]
@@ -138,7 +158,7 @@ def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
 def test_by_time_trains_on_nothing_as_late_as_any_test_target(users, config):
     offsets, times = arrays(users)
     config = config.model_copy(update={"protocol": "by_time"})
-    found = split(config, offsets, times)
+    found = split(config, offsets, times, times)
     trained = [e for a, b in zip(offsets, found.train_stop, strict=False) for e in range(a, b)]
     asked = times[np.concatenate([found.test, found.cold])]
     assert not trained or not len(asked) or times[trained].max() < asked.min()
@@ -148,9 +168,9 @@ def test_by_time_trains_on_nothing_as_late_as_any_test_target(users, config):
 @given(timelines, configs)
 def test_training_targets_are_the_training_events_with_one_before_them(users, config):
     offsets, times = arrays(users)
-    found = split(config, offsets, times)
+    found = split(config, offsets, times, times)
     ranges = zip(offsets.tolist(), found.train_stop.tolist(), strict=False)
-    assert training_targets(found, offsets).tolist() == [
+    assert training_targets(found.train_stop, offsets).tolist() == [
         e for start, stop in ranges for e in range(start + 1, stop)
     ]
 

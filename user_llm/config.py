@@ -51,6 +51,7 @@ class DataConfig(Config):
     min_count: NonNegativeInt = 0  # users and items with fewer events are dropped
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training
+    held_out_items: float = Field(default=0.0, ge=0, lt=1)  # share of items never seen in training
     seed: int = 0
 
     @property

@@ -97,13 +97,27 @@ class Run:
 
     @cached_property
     def split(self) -> timelines.Split:
-        return timelines.split(self.experiment.data, self.dataset.offsets, self.dataset.times)
+        data = self.dataset
+        return timelines.split(self.experiment.data, data.offsets, data.times, data.item)
+
+    @cached_property
+    def training(self) -> tuple[Dataset, np.ndarray]:
+        """The data set that training reads, and where each user's training events stop in it.
+
+        Events of held-out items are not in it, neither as what is asked for nor before it.
+        """
+        data, split = self.dataset, self.split
+        if not split.held_out.any():
+            return data, split.train_stop
+        kept_before = np.concatenate([[0], np.cumsum(~split.held_out)])
+        return data.without(split.held_out), kept_before[split.train_stop]
 
     @cached_property
     def training_events(self) -> np.ndarray:
         """All events that training may see, first ones of a timeline included."""
         ranges = zip(self.dataset.offsets, self.split.train_stop, strict=False)
-        return np.concatenate([np.arange(*r) for r in ranges])
+        events = np.concatenate([np.arange(*r) for r in ranges])
+        return events[~self.split.held_out[events]]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

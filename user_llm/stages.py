@@ -14,6 +14,7 @@ from flax import nnx
 
 from user_llm.config import StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
+from user_llm.data.dataset import Dataset
 from user_llm.data.tasks import TASKS, NextItem, Task, corpus, practice
 from user_llm.evaluation import records
 from user_llm.evaluation.metrics import Ranking
@@ -37,9 +38,8 @@ def pretrain(run: Run) -> Params:
 
     Source: arXiv 2402.13598, section 3.1.
     """
-    data, window = run.dataset, run.experiment.encoder.window
-    ranges = timelines.windows(data.offsets[:-1], run.split.train_stop, window)
-    source = pipeline.PackedTimelines(data, *timelines.pack(ranges, window), window)
+    data = run.dataset
+    source = training_windows(run)
     ranks = encoder_ranker(run.make_encoder, data, validation_targets(run), mesh=run.mesh)
 
     def validate(params: Params) -> dict[str, float]:
@@ -60,6 +60,13 @@ def pretrain(run: Run) -> Params:
         known.parent.mkdir(exist_ok=True)
         records.write_atomically(known, grow.Known.of(data).model_dump_json())
     return train(run, stage, "pretrain")
+
+
+def training_windows(run: Run) -> pipeline.PackedTimelines:
+    """The rows of training events that an encoder is pre-trained on."""
+    (data, stops), window = run.training, run.experiment.encoder.window
+    ranges = timelines.windows(data.offsets[:-1], stops, window)
+    return pipeline.PackedTimelines(data, *timelines.pack(ranges, window), window)
 
 
 def grown(run: Run, fresh: Params) -> Params:
@@ -160,9 +167,7 @@ def align(run: Run) -> Params:
     """
     system, config = run.experiment.system, run.experiment.align
     by_strategy = trained(system.strategy)
-    targets = timelines.training_targets(run.split, run.dataset.offsets)
-    asked: dict[Task, float] = {NextItem(run.dataset): 1.0}
-    shown = examples(run, "user_llm", targets, asked=asked, history=ALIGNMENT_HISTORY)
+    shown = training_examples(run, "user_llm", NextItem, history=ALIGNMENT_HISTORY)
     source = pipeline.Hinted(shown)
     stage = Stage(
         config=config,
@@ -185,7 +190,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
     """The system of that name, from what the stages before have trained."""
     system, config = run.systems[name], run.experiment.finetune
     make_model = run.make_model(system)
-    source = examples(run, name, timelines.training_targets(run.split, run.dataset.offsets))
+    source = training_examples(run, name)
 
     def given(random: Params) -> Params:
         aligned = system.streams and run.experiment.align.steps
@@ -234,11 +239,10 @@ def moves(make_model, system: SystemConfig) -> bool:
     return bool(jax.tree.leaves(nnx.state(model, trained(system.strategy))))
 
 
-def tasks(run: Run) -> dict[Task, float]:
+def tasks(run: Run, data: Dataset | None = None) -> dict[Task, float]:
     """The experiment's tasks with their shares."""
-    return {
-        TASKS[name](run.dataset): share for name, share in run.experiment.finetune.tasks.items()
-    }
+    data = data or run.dataset
+    return {TASKS[name](data): share for name, share in run.experiment.finetune.tasks.items()}
 
 
 def examples(
@@ -246,20 +250,34 @@ def examples(
     name: str,
     targets: np.ndarray,
     *,
+    data: Dataset | None = None,
     asked: dict[Task, float] | None = None,
     history: int | None = None,
 ) -> pipeline.Examples:
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, told = run.experiment.finetune, run.systems[name].text_history
     return pipeline.Examples(
-        run.dataset,
+        data or run.dataset,
         targets,
-        asked or tasks(run),
+        asked or tasks(run, data),
         run.tokenizer,
         history=history or config.history,
         max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
         text_history=told,
     )
+
+
+def training_examples(
+    run: Run, name: str, only: type[Task] | None = None, *, history: int | None = None
+) -> pipeline.Examples:
+    """The same about every training event that has another before it; of all tasks, or `only` one.
+
+    Held-out items are in no history and no answer.
+    """
+    data, stops = run.training
+    targets = timelines.training_targets(stops, data.offsets)
+    asked = {only(data): 1.0} if only else None
+    return examples(run, name, targets, data=data, asked=asked, history=history)
 
 
 def validation_targets(run: Run) -> np.ndarray:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from user_llm.config import EVENT_TIME, QUERY_TIME, FeatureConfig
 from user_llm.data.features import KNOWN, Time, Vocabulary
@@ -64,6 +64,27 @@ class Dataset:
         """All encoded features."""
         events = {self.schema.item: self.item, **self.features}
         return {"events": events, "items": self.items.features, "item": self.item}
+
+    def without(self, dropped: Bool[np.ndarray, " events"]) -> "Dataset":
+        """The data set without these events; what a kept event says stays, but for its clock."""
+        keep = ~dropped
+        before = np.concatenate([[0], np.cumsum(keep)])
+        offsets, times = before[self.offsets], self.times[keep]
+        features = {name: values[keep] for name, values in self.features.items()}
+        if EVENT_TIME in features:
+            origin = int(self.times[0]) - int(self.features[EVENT_TIME][0])
+            features |= clock_columns(times, offsets, origin=origin)
+        return replace(
+            self,
+            offsets=offsets,
+            item=self.item[keep],
+            times=times,
+            features=features,
+            ratings=None if self.ratings is None else self.ratings[keep],
+            reviews=None
+            if self.reviews is None
+            else [self.reviews[e] for e in np.flatnonzero(keep).tolist()],
+        )
 
     @property
     def columns_size(self) -> int:
@@ -202,9 +223,9 @@ def clock_columns(
     Raises:
       ValueError: a time is too far from the first for 32 bits.
     """
-    own = times - (times.min() if origin is None else origin)
+    own = times - (times.min() if origin is None else origin)  # users may have no events
     following = np.append(own[1:], own[-1:])
-    last = offsets[1:] - 1
+    last = offsets[1:][np.diff(offsets) > 0] - 1
     following[last] = own[last] if asked is None else asked - (times[last] - own[last])
     for column in (own, following):
         if np.abs(column).max(initial=0) >= 2**31:

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from user_llm.config import DataConfig
 
@@ -20,27 +20,41 @@ class Split:
     """Which events train, and which are asked for.
 
     A target's history is its user's events before it. `cold` holds the test targets of the users
-    whom training never saw; they are not part of `test`.
+    whom training never saw, and `new_items` the validation and test targets, whoever's they are,
+    whose item is held out; neither is part of `validation` or `test`.
     """
 
-    train_stop: Indices  # [U]: user u trains on events offsets[u] to train_stop[u]
+    train_stop: Indices  # [U]: user u trains on events offsets[u] to train_stop[u] not held out
     validation: Indices  # event indices
     test: Indices
     cold: Indices
+    new_items: Indices
+    held_out: Bool[np.ndarray, " events"]  # whose item training never sees
 
 
-def split(config: DataConfig, offsets: Indices, times: Indices) -> Split:
-    """Splits each timeline by its last events or all of them by the clock (see `DataConfig`)."""
+def split(config: DataConfig, offsets: Indices, times: Indices, item: Indices) -> Split:
+    """Splits each timeline by its last events or all of them by the clock (see `DataConfig`).
+
+    Held out are shares of the users, and of the items that occur.
+    """
     rng = np.random.default_rng(config.seed)
     users = len(offsets) - 1
     cold = np.zeros(users, bool)
     cold[rng.permutation(users)[: round(config.held_out_users * users)]] = True
+    occurring = np.unique(item)
+    chosen = np.random.default_rng([config.seed, 1]).permutation(occurring)
+    held_out = np.isin(item, chosen[: round(config.held_out_items * len(occurring))])
     by = by_time if config.protocol == "by_time" else leave_one_out
     train_stop, validation, test = by(config, offsets, times)
-    train_stop = np.where(cold, offsets[:-1], train_stop)
-    is_cold = cold[user_of(test, offsets)]
+    is_cold = cold[user_of(np.arange(len(item)), offsets)]
+    asked = np.concatenate([validation[~is_cold[validation]], test])
     return Split(
-        train_stop, validation[~cold[user_of(validation, offsets)]], test[~is_cold], test[is_cold]
+        train_stop=np.where(cold, offsets[:-1], train_stop),
+        validation=validation[~is_cold[validation] & ~held_out[validation]],
+        test=test[~is_cold[test] & ~held_out[test]],
+        cold=test[is_cold[test] & ~held_out[test]],
+        new_items=np.sort(asked[held_out[asked]]),
+        held_out=held_out,
     )
 
 
@@ -75,10 +89,10 @@ def histories(targets: Indices, offsets: Indices, size: int) -> Indices:
     return np.where(events < targets[:, None], events, -1)
 
 
-def training_targets(split: Split, offsets: Indices) -> Indices:
+def training_targets(train_stop: Indices, offsets: Indices) -> Indices:
     """Every training event that has another before it."""
     start = offsets[:-1] + 1
-    counts = np.maximum(split.train_stop - start, 0)
+    counts = np.maximum(train_stop - start, 0)
     first = np.cumsum(counts) - counts
     return np.repeat(start - first, counts) + np.arange(counts.sum())
 

@@ -88,21 +88,33 @@ def read(run: Run) -> dict[str, Any]:
 
 
 def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
-    """The rows that rank the catalogue without a language model: encoder, popularity, oracle."""
-    data = run.dataset
+    """The rows that rank the catalogue without a language model: encoder, popularity, oracle.
+
+    Beside the targets, which are `next_item`, the users whom training never saw are asked
+    (`cold_users`), and who chose an item that it never saw (`new_items`), where any are held out.
+    """
+    data, most = run.dataset, run.experiment.evaluation.users
+    further = {"new_items": run.split.new_items, "cold_users": run.split.cold}
+    groups = {"next_item": targets}
+    groups |= {n: stages.sample(t, most or len(t)) for n, t in further.items() if len(t)}
+    everyone = np.concatenate(list(groups.values()))
     ranks = {}
     if run.experiment.data.name == "world":
         truth = World(users=run.experiment.data.users, seed=run.experiment.data.seed).ranks()
         asked = user_of(targets, data.offsets).tolist()
         ranks["oracle"] = np.array([truth["oracle"][data.users[user]] for user in asked])
-    ranks["popularity"] = popularity_ranks(data, run.training_events, targets)
+    ranks["popularity"] = popularity_ranks(data, run.training_events, everyone)
     if run.experiment.pretrain.steps or run.experiment.encoder_from:
-        ranker = encoder_ranker(run.make_encoder, data, targets, mesh=run.mesh)
+        ranker = encoder_ranker(run.make_encoder, data, everyone, mesh=run.mesh)
         ranks["encoder"] = ranker(stages.encoder(run))
     rows = {}
     for name, found in ranks.items():
-        figures = metrics.Ranking.from_ranks(found).compute()
-        rows[name] = {f"test/next_item/{metric}": value for metric, value in figures.items()}
+        rows[name], first = {}, 0
+        for group, asked in groups.items():
+            own = found[first : first + len(asked)]  # the oracle knows of the first group alone
+            first += len(asked)
+            figures = metrics.Ranking.from_ranks(own).compute()
+            rows[name] |= {f"test/{group}/{metric}": value for metric, value in figures.items()}
     return rows
 
 

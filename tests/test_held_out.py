@@ -1,0 +1,87 @@
+"""What is held out is in no training batch, as input or target, and is asked for on its own."""
+
+import numpy as np
+import pytest
+from runs_made import EXPERIMENT
+from timelines_made import dataset
+
+from user_llm import stages
+from user_llm.config import QUERY_TIME, DataConfig
+from user_llm.data.dataset import clock_columns
+from user_llm.evaluation import evaluate
+from user_llm.evaluation.metrics import Ranking
+from user_llm.runs import Run
+
+rng = np.random.default_rng(0)
+DATA = DataConfig(name="table", held_out_items=0.25, held_out_users=0.2, seed=3)
+
+
+@pytest.fixture
+def run(tmp_path, mesh) -> Run:
+    made = dataset([rng.integers(20, size=n).tolist() for n in rng.integers(3, 30, 40)], items=20)
+    made.times[:] = np.sort(rng.integers(10**6, size=len(made.times)))
+    made.features.update(clock_columns(made.times, made.offsets))
+    run = Run(EXPERIMENT.model_copy(update={"data": DATA}), tmp_path)
+    run.dataset, run.mesh = made, mesh(2)
+    return run
+
+
+def out(run):
+    return np.unique(run.dataset.item[run.split.held_out])
+
+
+def test_no_batch_of_any_training_holds_a_held_out_item(run):
+    held = out(run)
+    assert len(held) == 5 and len(run.split.new_items) and len(run.split.cold)
+    source = stages.training_windows(run)
+    batches = stages.batches(run, source, run.experiment.pretrain)(0)
+    seen = np.concatenate([np.unique(next(batches)["events"]["item"]) for _ in range(20)])
+    assert not np.isin(seen, held).any()
+    assert set(np.unique(run.dataset.item)) - set(held) == set(seen.tolist()) - {0}
+    examples = stages.training_examples(run, "user_llm")
+    rows = np.arange(len(examples))
+    assert not np.isin(examples.timelines(rows)["events"]["item"], held).any()
+    assert not np.isin(examples.dataset.item[examples.targets], held).any()
+    assert not np.isin(run.dataset.item[run.training_events], held).any()
+    assert not run.item_content["trained"][held].any()
+
+
+def test_training_reads_every_other_training_event_and_whole_rows_of_it(run):
+    data, stops = run.training
+    kept = [np.arange(*r) for r in zip(data.offsets[:-1], stops, strict=True)]
+    kept = np.concatenate(kept)
+    events = run.training_events
+    np.testing.assert_array_equal(data.item[kept], run.dataset.item[events])
+    np.testing.assert_array_equal(data.times[kept], run.dataset.times[events])
+    wanted = [run.dataset.review(e) for e in events.tolist()]
+    assert [data.review(e) for e in kept.tolist()] == wanted
+    for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True):
+        own = data.times[a:b] - run.dataset.times[0]
+        np.testing.assert_array_equal(data.features[QUERY_TIME][a:b], [*own[1:], *own[-1:]])
+
+
+def test_a_run_that_holds_nothing_out_trains_on_its_data_set_itself(tmp_path):
+    run = Run(EXPERIMENT, tmp_path)
+    run.dataset = dataset([[0, 1, 2, 3], [3, 2, 1]])
+    assert run.training[0] is run.dataset
+
+
+def test_new_items_and_cold_users_are_ranked_beside_the_test(run, monkeypatch):
+    ranks = {}
+
+    def ranker(make_encoder, data, targets, *, mesh):
+        ranks.update(zip(targets.tolist(), (targets % 13 + 1).tolist(), strict=True))
+        return lambda params: targets % 13 + 1
+
+    monkeypatch.setattr(evaluate, "encoder_ranker", ranker)
+    monkeypatch.setattr(stages, "encoder", lambda run: {})
+    rows = evaluate.ranked(run, run.split.test[:5])
+    groups = {"next_item": run.split.test[:5], "new_items": run.split.new_items}
+    groups["cold_users"] = run.split.cold
+    wanted = {}
+    for name, targets in groups.items():
+        asked = stages.sample(targets, run.experiment.evaluation.users)
+        figures = Ranking.from_ranks(np.array([ranks[e] for e in asked.tolist()])).compute()
+        wanted |= {f"test/{name}/{metric}": value for metric, value in figures.items()}
+    assert rows["encoder"] == wanted
+    assert rows["popularity"].keys() == wanted.keys()
