@@ -29,6 +29,7 @@ COMMANDS = {
     "benchmark encoder": ["benchmark", "encoder", "--steps", "2"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
+    "zoo": ["zoo", "--items", "9"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
 }
