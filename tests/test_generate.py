@@ -11,7 +11,8 @@ from random_decoders import random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import decoder_config, load_decoder
-from user_llm.inference.generate import Generator, Sampling, bucket, grow, sample
+from user_llm.inference.buckets import bucket
+from user_llm.inference.generate import Generator, Sampling, grow, sample
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Memory
 

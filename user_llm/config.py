@@ -5,7 +5,7 @@ the whole. `configs/*.py` write these values; the command line overrides their f
 carries them into every checkpoint.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -105,7 +105,7 @@ class EncoderConfig(Config):
     dtype: Dtype = "float32"
 
     @model_validator(mode="after")
-    def _heads_divide(self):
+    def _consistent(self):
         pairs = 2 if self.kind in ("autoregressive", "dual") else 1  # rotary positions turn pairs
         if self.embed % (pairs * self.heads):
             times = "2 * " if pairs == 2 else ""
@@ -293,3 +293,14 @@ class Experiment(Config):
                 f"{self.encoder_from} skips it; name one of them"
             )
         return self
+
+
+def encoder_only(**parts: Any) -> Experiment:
+    """An experiment that ends with its encoder: no language model is trained or asked."""
+    return Experiment(
+        system=SystemConfig(streams=()),
+        warmup=StageConfig(steps=0),
+        finetune=FinetuneConfig(steps=0),
+        evaluation=EvaluationConfig(baselines=()),
+        **parts,
+    )

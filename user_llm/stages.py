@@ -83,12 +83,10 @@ def grown(run: Run, fresh: Params) -> Params:
         if differing := differences(*configs):
             raise ValueError("another encoder, encoder." + ", encoder.".join(differing))
         path = old.folder / "pretrain" / KNOWN
-        there = path.is_file()
-        was = (
-            grow.Known.model_validate_json(path.read_text())
-            if there
-            else grow.Known.of(old.dataset)
-        )
+        if path.is_file():
+            was = grow.Known.model_validate_json(path.read_text())
+        else:
+            was = grow.Known.of(old.dataset)
         now = grow.Known.of(run.dataset)
         abstract = grow.wanted(fresh, was, now, replicated(run.mesh))
         saved = Checkpoints(old.folder / "pretrain" / "checkpoints").restore_params(abstract)

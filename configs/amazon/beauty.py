@@ -8,20 +8,16 @@ The source is a folder with S3-Rec's `Beauty.txt`.
 from user_llm.config import (
     DataConfig,
     EncoderConfig,
-    EvaluationConfig,
     Experiment,
-    FinetuneConfig,
     ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
-    StageConfig,
-    SystemConfig,
+    encoder_only,
 )
 
 
 def config() -> Experiment:
-    """The experiment; `sports` changes no more than its data."""
-    return Experiment(
+    return encoder_only(
         name="amazon_beauty_encoder",
         data=DataConfig(
             name="sequences",
@@ -41,8 +37,4 @@ def config() -> Experiment:
             validate_every=200,
             checkpoint_every=200,
         ),
-        system=SystemConfig(streams=()),
-        warmup=StageConfig(steps=0),
-        finetune=FinetuneConfig(steps=0),
-        evaluation=EvaluationConfig(baselines=()),
     )

@@ -8,18 +8,15 @@ USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --record
 from user_llm.config import (
     DataConfig,
     EncoderConfig,
-    EvaluationConfig,
     Experiment,
-    FinetuneConfig,
     OptimConfig,
     PretrainConfig,
-    StageConfig,
-    SystemConfig,
+    encoder_only,
 )
 
 
 def config() -> Experiment:
-    return Experiment(
+    return encoder_only(
         name="movielens_1m_encoder",
         # The events, items and order of the SASRec project's file.
         data=DataConfig(
@@ -37,8 +34,4 @@ def config() -> Experiment:
             validate_every=200,
             checkpoint_every=100,
         ),
-        system=SystemConfig(streams=()),
-        warmup=StageConfig(steps=0),
-        finetune=FinetuneConfig(steps=0),
-        evaluation=EvaluationConfig(baselines=()),
     )

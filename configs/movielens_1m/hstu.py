@@ -10,20 +10,17 @@ Of the official files, the first 2,999 users: what is asked for is each one's la
 
 from user_llm.config import (
     DataConfig,
-    EvaluationConfig,
     Experiment,
-    FinetuneConfig,
     ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
-    StageConfig,
-    SystemConfig,
+    encoder_only,
 )
 from user_llm.models.zoo import encoder
 
 
 def config() -> Experiment:
-    return Experiment(
+    return encoder_only(
         name="movielens_1m_hstu",
         data=DataConfig(
             name="movielens",
@@ -42,8 +39,4 @@ def config() -> Experiment:
             validate_every=200,
             checkpoint_every=200,
         ),
-        system=SystemConfig(streams=()),
-        warmup=StageConfig(steps=0),
-        finetune=FinetuneConfig(steps=0),
-        evaluation=EvaluationConfig(baselines=()),
     )

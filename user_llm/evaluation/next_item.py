@@ -13,6 +13,7 @@ from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
 from user_llm.data.pipeline import PackedTimelines
 from user_llm.data.timelines import histories, pack, user_of
+from user_llm.inference.buckets import bucket
 from user_llm.inference.retrieval import TILE, rank
 from user_llm.models.encoders import Encoder
 from user_llm.sharding import batch_sharding
@@ -39,9 +40,9 @@ def seen_items(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Bool[np.ndar
 
 
 def seen_lists(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B H"]:
-    """The same as lists of items, filled up with 0; H is a power of two, for few are compiled."""
+    """The same as lists of items, filled up with 0."""
     starts = dataset.offsets[user_of(targets, dataset.offsets)]
-    size = 1 << int(np.max(targets - starts, initial=1) - 1).bit_length()
+    size = bucket(int(np.max(targets - starts, initial=1)), least=1)
     events = histories(targets, dataset.offsets, size)
     return np.where(events >= 0, dataset.item[events], 0)
 

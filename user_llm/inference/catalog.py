@@ -11,7 +11,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.inference.generate import Generator, bucket, forward
+from user_llm.inference.buckets import bucket
+from user_llm.inference.generate import Generator, forward
 from user_llm.models.layers import KVCache, Memory
 
 

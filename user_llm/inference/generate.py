@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from user_llm.inference.buckets import bucket
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Cache, KVCache, Memory
 
@@ -157,11 +158,6 @@ class Generator:
                 state = grow(state, bucket(state.slots + 1))
             logits, state = self.step(state, tokens)
         return answers
-
-
-def bucket(length: int) -> int:
-    """The next power of two from 16, so that few lengths are ever compiled."""
-    return max(16, 1 << (length - 1).bit_length())
 
 
 def forward(

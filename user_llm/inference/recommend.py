@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from user_llm.data import unseen
 from user_llm.data.dataset import Dataset
 from user_llm.data.unseen import Event
+from user_llm.inference.buckets import bucket
 from user_llm.inference.retrieval import TILE, best
 from user_llm.models.encoders import Encoder
 from user_llm.sharding import batch_sharding
@@ -142,8 +143,8 @@ class Recommender:
         for first in range(0, len(users), self.batch_size):
             places = order[first : first + self.batch_size]
             begin, lengths = starts[places], (stops - starts)[places]
-            size = min(self.window, power_of_two(int(lengths.max())))
-            rows = self.parts * power_of_two(-(-len(places) // self.parts))
+            size = min(self.window, bucket(int(lengths.max()), least=1))
+            rows = self.parts * bucket(-(-len(places) // self.parts), least=1)
             events = np.full((min(rows, self.batch_size), size), -1)
             span = np.arange(size)
             events[: len(places)] = np.where(span < lengths[:, None], begin[:, None] + span, -1)
@@ -152,7 +153,7 @@ class Recommender:
 
     def _seen(self, data: Dataset, users: np.ndarray, rows: int) -> Int[np.ndarray, "B H"]:
         starts, stops = data.offsets[:-1][users], data.offsets[1:][users]
-        span = np.arange(power_of_two(int((stops - starts).max())))
+        span = np.arange(bucket(int((stops - starts).max()), least=1))
         events = np.minimum(starts[:, None] + span, stops[:, None] - 1)  # the last one repeats
         seen = np.zeros((rows, len(span)), np.int32)
         seen[: len(users)] = data.item[events]
@@ -165,8 +166,3 @@ class Recommender:
             for item, score in zip(items.tolist(), scores.tolist(), strict=True)
             if item >= 0
         ]
-
-
-def power_of_two(size: int) -> int:
-    """The least one that is no less."""
-    return 1 << max(0, size - 1).bit_length()

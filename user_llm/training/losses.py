@@ -53,8 +53,8 @@ def next_event(
     for ahead in range(1, min(objective.next_k, segments.shape[1] - 1) + 1):
         targets = jax.tree.map(lambda x, ahead=ahead: x[:, ahead:], events)
         follows = (segments[:, ahead:] == segments[:, :-ahead]) & (segments[:, ahead:] > 0)
-        sums.append(told(encoder, states[:, :-ahead], targets, follows, keys, objective))
-    return mean(jax.tree.map(lambda *x: sum(x), *sums), segments, objective)
+        sums.append(feature_losses(encoder, states[:, :-ahead], targets, follows, keys, objective))
+    return weighted_mean(jax.tree.map(lambda *x: sum(x), *sums), segments, objective)
 
 
 def masked_event(
@@ -71,10 +71,12 @@ def masked_event(
     masked |= last & jax.random.bernoulli(last_key, 0.5, segments.shape)
     masked &= segments > 0
     states = encoder(events, segments, key=keys[0], masked=masked)
-    return mean(told(encoder, states, events, masked, keys, objective), segments, objective)
+    return weighted_mean(
+        feature_losses(encoder, states, events, masked, keys, objective), segments, objective
+    )
 
 
-def told(
+def feature_losses(
     encoder: Encoder,
     states: Float[Array, "B T D"],
     events: dict[str, Array],
@@ -105,7 +107,7 @@ def told(
     return sums
 
 
-def mean(
+def weighted_mean(
     sums: dict[str, tuple[Array, Array]], segments: Int[Array, "B T"], objective: ObjectiveConfig
 ) -> tuple[Float[Array, ""], Metrics]:
     """The features' mean losses in one, and as metrics."""

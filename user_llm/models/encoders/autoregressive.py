@@ -1,14 +1,10 @@
 """The autoregressive encoder of User-LLM: many features an event, fused early, read forwards."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from user_llm.config import EncoderConfig, FeatureConfig
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask, segment_positions
 from user_llm.models.layers import Block, RMSNorm
 
@@ -19,15 +15,8 @@ class AutoregressiveEncoder(Encoder):
     Items are scored by cosine similarity unless the config says otherwise, after arXiv 2402.17152.
     """
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        features: tuple[FeatureConfig, ...],
-        items: Mapping[str, Any] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, features, items, rngs=rngs)
+    def build(self, rngs: nnx.Rngs) -> None:
+        config = self.config
 
         def block(rngs):
             kinds = {"dropout": config.dropout, "gated": config.gated}

@@ -143,6 +143,11 @@ class Encoder(nnx.Module):
                 if f.predicted
             }
         )
+        self.build(rngs)
+
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Adds what a kind of encoder has beside the embedding and the heads."""
+        raise NotImplementedError
 
     @property
     def item(self) -> str:

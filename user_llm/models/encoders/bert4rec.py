@@ -1,14 +1,10 @@
 """BERT4Rec: a Transformer that reads a timeline both ways and guesses its masked events."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from user_llm.config import EncoderConfig, FeatureConfig
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
 from user_llm.models.layers import BertBlock, Linear, dropout
 from user_llm.sharding import axes, constrain
@@ -23,15 +19,8 @@ class BERT4RecEncoder(Encoder):
 
     causal = False
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        features: tuple[FeatureConfig, ...],
-        items: Mapping[str, Any] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, features, items, rngs=rngs)
+    def build(self, rngs: nnx.Rngs) -> None:
+        config = self.config
         init, width = nnx.initializers.normal(0.02), config.embed
         self.mask = nnx.Param(init(rngs.params(), (width,)), **axes("embed"))
         # One more than the window, for the mask behind it.
@@ -43,7 +32,7 @@ class BERT4RecEncoder(Encoder):
 
         self.layers = jax.vmap(block)(rngs.split(config.layers))
         self.out_proj = Linear(width, width, ("embed", None), rngs=rngs, bias=True)
-        self.item_bias = nnx.Param(jnp.zeros(features[0].size), **axes("vocab"))
+        self.item_bias = nnx.Param(jnp.zeros(self.features[0].size), **axes("vocab"))
 
     def __call__(
         self,

@@ -1,13 +1,9 @@
 """The dual encoder: one tower reads users, another items, and they meet in a dot product."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from user_llm.config import EncoderConfig, FeatureConfig
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
 from user_llm.models.encoders.base import unit
 from user_llm.models.layers import MLP, Linear
@@ -20,15 +16,9 @@ class DualEncoder(AutoregressiveEncoder):
     own embeddings. Their cosine is the score, trained against the items of other users' rows.
     """
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        features: tuple[FeatureConfig, ...],
-        items: Mapping[str, Any] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, features, items, rngs=rngs)
+    def build(self, rngs: nnx.Rngs) -> None:
+        super().build(rngs)
+        config = self.config
         self.user_proj = Linear(config.embed, config.embed, ("embed", None), rngs=rngs, bias=True)
         self.item_tower = MLP(config.embed, config.mlp, rngs=rngs)
 

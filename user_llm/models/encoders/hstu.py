@@ -1,15 +1,12 @@
 """HSTU: pointwise attention that counts instead of comparing, biased by position and time."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from user_llm.config import EVENT_TIME, QUERY_TIME, EncoderConfig, FeatureConfig
+from user_llm.config import EVENT_TIME, QUERY_TIME, EncoderConfig
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
 from user_llm.models.layers import KVCache, LayerNorm, Linear, dropout
 from user_llm.sharding import axes, constrain
@@ -78,16 +75,9 @@ class HSTUEncoder(Encoder):
     `config.query_time` before the event that it is to predict.
     """
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        features: tuple[FeatureConfig, ...],
-        items: Mapping[str, Any] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, features, items, rngs=rngs)
-        self.layers = jax.vmap(lambda rngs: HSTULayer(config, rngs=rngs))(rngs.split(config.layers))
+    def build(self, rngs: nnx.Rngs) -> None:
+        make_layer = jax.vmap(lambda rngs: HSTULayer(self.config, rngs=rngs))
+        self.layers = make_layer(rngs.split(self.config.layers))  # [L, ...]
 
     def __call__(
         self,
