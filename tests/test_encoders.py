@@ -294,6 +294,11 @@ def test_hidden_ids_are_the_same_for_states_and_scores_of_one_key():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_new_items_are_not_held_against_the_right_ones(encoder):
+    assert encoder.candidates is None
+    np.testing.assert_array_equal(described().candidates, ITEMS["trained"])
+
+
 def test_content_that_is_no_item_feature_is_refused():
     config = ENCODER.model_copy(update={"content": ("genres", "plot")})
     with pytest.raises(ValueError, match="no item feature is named .*plot"):

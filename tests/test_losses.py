@@ -89,13 +89,13 @@ def in_jax(arrays):
     return [jnp.array(x, kind) for x, kind in zip(arrays, kinds, strict=True)]
 
 
-def objective_of(kind, arrays, **options):
+def objective_of(kind, arrays, candidates=None, **options):
     """A compiled function of a key: the weighted sum of an objective's losses for a batch."""
     queries, table, targets, weights = arrays
     config = ObjectiveConfig(kind=kind, **options)
 
     def total(key):
-        return objectives.item_loss(config, table, queries, targets, weights, key)
+        return objectives.item_loss(config, table, queries, targets, weights, key, candidates)
 
     return jax.jit(jax.vmap(total))
 
@@ -159,6 +159,23 @@ def test_many_negatives_come_close_to_the_full_softmax():
     logs = log_softmax(logits[..., objectives.FIRST_KNOWN :])
     own = np.take_along_axis(logs, targets[..., None] - objectives.FIRST_KNOWN, -1)[..., 0]
     np.testing.assert_allclose(found, -(own * case(2, 4)[3]).sum(), rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "softmax"}, {"kind": "sampled_softmax", "negatives": 50_000}]
+)
+def test_only_candidates_are_held_against_the_targets(options):
+    hidden, head, _, weights = case(2, 4)
+    targets, candidates = np.array([[2, 3, 3, 9], [3, 4, 10, 2]]), np.arange(VOCAB) != 5
+    candidates[: objectives.FIRST_KNOWN] = False
+    arrays = in_jax((hidden, head.T, targets, weights))
+    loss = objective_of(arrays=arrays, candidates=jnp.array(candidates), **options)
+    (found,) = loss(jax.random.split(jax.random.key(0), 1))
+    logs = log_softmax(np.where(candidates, hidden @ head, -np.inf))
+    own = np.take_along_axis(logs, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        found, -(own * weights).sum(), rtol=1e-5 if options["kind"] == "softmax" else 5e-3
+    )
 
 
 @pytest.mark.parametrize("kind", ["sampled_softmax", "gbce"])

@@ -22,6 +22,7 @@ TARGETS = {
     "report": "user_llm.commands:write_report",
     "benchmark inference": "user_llm.commands:benchmark_inference",
     "benchmark encoder": "user_llm.commands:benchmark_encoder",
+    "benchmark rectools": "user_llm.commands:benchmark_rectools",
     "zoo": "user_llm.commands:zoo",
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
@@ -153,10 +154,11 @@ def _parser() -> argparse.ArgumentParser:
 
     benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
     benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)
-    inference = add("benchmark inference", "time a run's answers", to=benchmark_verbs)
-    for sub in (evaluate, report, inference):
+    inference = add("benchmark inference", "time a run's answers", benchmark_verbs)
+    rectools = add("benchmark rectools", "train RecTools' encoder beside a run's", benchmark_verbs)
+    for sub in (evaluate, report, inference, rectools):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
-    encoder = add("benchmark encoder", "time an encoder's training", to=benchmark_verbs)
+    encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
     encoder.add_argument(
         "--run-dir",
         dest="folder",
@@ -170,6 +172,19 @@ def _parser() -> argparse.ArgumentParser:
     ):
         text += " (default: %(default)s)"
         encoder.add_argument(flag, type=int, default=default, metavar="N", help=text)
+    rectools.add_argument(
+        "--python",
+        required=True,
+        metavar="PYTHON",
+        help="of an environment in which RecTools is installed",
+    )
+    rectools.add_argument(
+        "--epochs",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of RecTools' training at most (default: %(default)s)",
+    )
 
     zoo = add("zoo", "list the encoders' named sizes with their parameters")
     zoo.add_argument(

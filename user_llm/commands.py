@@ -10,7 +10,7 @@ import numpy as np
 from user_llm import stages
 from user_llm.config import Experiment
 from user_llm.data import builders, inspect, unseen
-from user_llm.evaluation import benchmark, encoder_benchmark, records, report
+from user_llm.evaluation import benchmark, encoder_benchmark, records, rectools, report
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
 from user_llm.inference import embeddings
@@ -72,6 +72,11 @@ def benchmark_encoder(folder: Path, steps: int, rounds: int) -> None:
     """Times an encoder's training beside its peers and prints the table."""
     result = encoder_benchmark.benchmark(folder, steps=steps, rounds=rounds)
     print(encoder_benchmark.table(result))
+
+
+def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
+    """Trains RecTools' encoder beside a run's and prints the table."""
+    print(rectools.table(rectools.compare(Run.open(folder), python, epochs=epochs)))
 
 
 def write_report(folder: Path) -> None:

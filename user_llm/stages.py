@@ -30,7 +30,8 @@ from user_llm.training.loop import Params, Stage, fit, setup
 
 ALIGNMENT_HISTORY = 8  # events
 KNOWN = "features.json"  # what the encoder in its folder is numbered by
-VALIDATED = 1024  # users by whom the progress of a stage is judged
+RANKED = 8192  # users whose next items judge an encoder while it learns
+ANSWERED = 1024  # users whose answers judge a system; each costs a pass of the decoder
 
 
 def pretrain(run: Run) -> Params:
@@ -40,7 +41,8 @@ def pretrain(run: Run) -> Params:
     """
     data = run.dataset
     source = training_windows(run)
-    ranks = encoder_ranker(run.make_encoder, data, validation_targets(run), mesh=run.mesh)
+    targets = sample(run.split.validation, RANKED)
+    ranks = encoder_ranker(run.make_encoder, data, targets, mesh=run.mesh)
 
     def validate(params: Params) -> dict[str, float]:
         figures = Ranking.from_ranks(ranks(params)).compute()
@@ -208,7 +210,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
 
 def answer_validation(run: Run, name: str):
     """A function of parameters: the mean log-likelihood of a token of a validation answer."""
-    source = examples(run, name, validation_targets(run))
+    source = examples(run, name, sample(run.split.validation, ANSWERED))
     size = run.experiment.finetune.batch_size
     graphdef = nnx.graphdef(
         nnx.eval_shape(lambda: run.make_model(run.systems[name])(rngs=nnx.Rngs(0)))
@@ -276,10 +278,6 @@ def training_examples(
     targets = timelines.training_targets(stops, data.offsets)
     asked = {only(data): 1.0} if only else None
     return examples(run, name, targets, data=data, asked=asked, history=history)
-
-
-def validation_targets(run: Run) -> np.ndarray:
-    return sample(run.split.validation, VALIDATED)
 
 
 def sample(indices: np.ndarray, size: int) -> np.ndarray:

@@ -96,7 +96,8 @@ def feature_losses(
         weights = (counts & (targets >= FIRST_KNOWN)).astype(jnp.float32)
         if feature.name == encoder.item:
             queries, table = encoder.queries(states), encoder.item_vectors(keys[0])
-            total = item_loss(objective, table, queries, targets, weights, keys[1])
+            told_from = encoder.candidates
+            total = item_loss(objective, table, queries, targets, weights, keys[1], told_from)
         else:
             head = encoder.heads[feature.name]
             kernel, bias = head.kernel[...], cast(nnx.Param, head.bias)[...]

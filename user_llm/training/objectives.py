@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
 
@@ -94,9 +94,11 @@ def joined(chunks: Array, shape: tuple[int, ...]) -> Array:
     return jnp.moveaxis(x, 0, 1).reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
 
 
-def softmax(head, queries, targets, rows, key):
-    """Targets against every column of the head [Q, V]."""
+def softmax(head, queries, targets, rows, key, candidates=None):
+    """Targets against every column of the head [Q, V], or against those that are candidates."""
     logits = (queries @ head).astype(jnp.float32)
+    if candidates is not None:
+        logits = jnp.where(candidates, logits, -jnp.inf)
     chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
@@ -108,17 +110,23 @@ def item_loss(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     key: Key[Array, ""],
+    candidates: Bool[Array, " V"] | None = None,
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses by the objective that a config names."""
+    """The weighted sum of the losses by the objective that a config names.
+
+    Targets are told from the candidates, by default from all items.
+    """
     if config.kind == "softmax":
-        return summed(softmax, table.T, queries, targets, weights, key)
+        objective = softmax if candidates is None else partial(softmax, candidates=candidates)
+        return summed(objective, table.T, queries, targets, weights, key)
     popularity = frequency(table.shape[0], targets, weights)
     if config.kind == "in_batch":
         objective = partial(in_batch, config, popularity)
         return summed(objective, table, queries, targets, weights, key)
     share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
-    known = jnp.arange(table.shape[0]) >= FIRST_KNOWN
-    uniform = jnp.where(known, 1 / (table.shape[0] - FIRST_KNOWN), 0.0)
+    if candidates is None:
+        candidates = jnp.arange(table.shape[0]) >= FIRST_KNOWN
+    uniform = candidates.astype(jnp.float32) / candidates.sum().astype(jnp.float32)
     proposal = (1 - share) * uniform + share * popularity
     key, shared_key = jax.random.split(key)
     drawn = draw(proposal, (config.negatives,), shared_key) if config.shared else None

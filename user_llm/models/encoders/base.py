@@ -154,6 +154,15 @@ class Encoder(nnx.Module):
         """The name of the item feature."""
         return self.features[0].name
 
+    @property
+    def candidates(self) -> Bool[Array, " V"] | None:
+        """The items that training has seen, where others are known by their content; else None.
+
+        Held against the right ones while it learns, an encoder would rank new items last.
+        """
+        trained = self.embedding.trained
+        return None if trained is None else trained[...]
+
     def embed(
         self, events: dict[str, Array], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:

@@ -1,0 +1,166 @@
+"""A run's encoder beside RecTools' of the same size: what both learn from one training set."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from user_llm import stages
+from user_llm.data.features import KNOWN
+from user_llm.evaluation import records
+from user_llm.evaluation.encoder_benchmark import cores
+from user_llm.evaluation.metrics import NDCG_DEPTH, Ranking
+from user_llm.evaluation.next_item import encoder_ranker
+from user_llm.runs import Run
+
+PEER = Path(__file__).with_name("peers") / "rectools_side.py"
+NEGATIVES = 128  # for each target, as in the published recipe of HSTU
+EVERY, PATIENCE = 2, 5  # epochs between validations, and of those how many without a gain
+Figures = dict[str, Any]
+
+
+def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
+    """Both encoders' figures on every test user, written to `rectools.json` in the run's folder.
+
+    RecTools' encoder is an HSTU if the run's is one, else a SASRec; it stops by validation as ours
+    does. Recommending is the ten best of the whole catalogue, but for what a user has seen.
+
+    Args:
+      python: the interpreter of an environment that has RecTools.
+      epochs: of RecTools' training, at most.
+
+    Raises:
+      ValueError: not every user of the run has a validation and a test event, or RecTools failed.
+    """
+    data, split, encoder = run.dataset, run.split, run.experiment.encoder
+    users = len(data.users)
+    if not len(split.validation) == len(split.test) == users:
+        raise ValueError(
+            f"{run.folder} asks {len(split.test)} of {users} users; RecTools is compared where the "
+            "last two events of each are asked for, and no users and no items are held out"
+        )
+    ranks = encoder_ranker(run.make_encoder, data, split.test, mesh=run.mesh)(
+        stages.trained_encoder(run)
+    )
+    with TemporaryDirectory() as place:
+        asked = {
+            "data": str(Path(place, "events.npz")),
+            "answers": str(Path(place, "answers.npz")),
+            "kind": "hstu" if encoder.kind == "hstu" else "sasrec",
+            **encoder.model_dump(include={"window", "embed", "layers", "heads", "dropout"}),
+            **encoder.model_dump(include={"temperature", "time_bias"}),
+            "learning_rate": run.experiment.pretrain.optim.learning_rate,
+            "negatives": NEGATIVES,
+            "epochs": epochs,
+            "every": min(EVERY, epochs),
+            "patience": PATIENCE,
+            "seed": run.experiment.seed,
+            "threads": cores(),
+            "best": NDCG_DEPTH,
+        }
+        columns = {"item": data.item, "timestamp": data.times, "offsets": data.offsets}
+        np.savez(asked["data"], **columns, validation=split.validation, test=split.test)
+        peer = call(python, asked)
+        with np.load(asked["answers"]) as file:
+            answers = file["answers"]
+    theirs = ranks_of(answers, data.item[split.test])
+    rows = [
+        {"system": "user_llm", **figures(ranks), **recommending(run)},
+        {"system": f"RecTools {asked['kind']}", **figures(theirs), **peer},
+    ]
+    gains = {name: gain(ranks) - gain(theirs) for name, gain in GAINS.items()}
+    result = {
+        "experiment": run.experiment.name,
+        **records.provenance(),
+        "users": users,
+        "items": len(data.items.ids) - KNOWN,
+        "asked": {k: v for k, v in asked.items() if k not in ("data", "answers")},
+        "rows": rows,
+        # Of the same users' differences, so their standard error is that of pairs.
+        "difference": {
+            name: [float(x.mean()), float(x.std() / len(x) ** 0.5)] for name, x in gains.items()
+        },
+    }
+    records.write_atomically(run.folder / "rectools.json", json.dumps(result, indent=1))
+    return result
+
+
+GAINS = {
+    "recall_at_10": lambda ranks: (ranks <= 10).astype(float),
+    "ndcg_at_10": lambda ranks: np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0),
+}
+
+
+def figures(ranks: np.ndarray) -> Figures:
+    found = Ranking.from_ranks(ranks).compute()
+    return {name: found[name] for name in GAINS}
+
+
+def ranks_of(answers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each wanted item stands in its row of answers, from 1; one more than all if nowhere."""
+    hit = answers == wanted[:, None]
+    return np.where(hit.any(1), hit.argmax(1), answers.shape[1]) + 1
+
+
+def recommending(run: Run) -> Figures:
+    """What it takes to recommend ten items to every user, everything compiled before."""
+    recommender, users = stages.recommender(run), np.arange(len(run.dataset.users))
+    recommender.best(run.dataset, users, NDCG_DEPTH)
+    wall, cpu = time.perf_counter(), time.process_time()
+    recommender.best(run.dataset, users, NDCG_DEPTH)
+    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def call(python: str, asked: Figures) -> Figures:
+    """What RecTools' process says; it tells of its epochs while it runs.
+
+    Raises:
+      ValueError: it failed, or there is no such interpreter.
+    """
+    try:
+        with subprocess.Popen(
+            [python, str(PEER), json.dumps(asked)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout and process.stderr
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if line.startswith("epoch "):
+                    tqdm.write(f"RecTools {line.rstrip()}")
+            out = process.stdout.read()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"there is no {python}; give --python the interpreter of an environment with "
+            'RecTools (pip install "rectools[torch]==0.19.0")'
+        ) from error
+    if process.returncode:
+        raise ValueError(f"{PEER.name} failed:\n{''.join(said[-20:]).strip()}")
+    return json.loads(out.splitlines()[-1])
+
+
+def table(result: Figures) -> str:
+    """The rows for a terminal, the difference with its standard error, and the ratio of speeds."""
+    ours, theirs = result["rows"]
+    lines = [
+        f"{result['users']} users, {result['items']} items; RecTools' best of epoch "
+        f"{theirs['epoch']}, {theirs['training_seconds']:.0f} s with validations",
+        f"{'':22}{'recall@10':>16}{'ndcg@10':>18}{'users/s':>10}{'/CPU-s':>10}",
+    ]
+    for row in result["rows"]:
+        speeds = (result["users"] / row[name] for name in ("seconds", "cpu_seconds"))
+        lines.append(
+            f"{row['system']:22}{row['recall_at_10']:16.4f}{row['ndcg_at_10']:18.4f}"
+            + "".join(f"{speed:10.0f}" for speed in speeds)
+        )
+    apart = "".join(f"{mean:+10.4f} ±{error:.4f}" for mean, error in result["difference"].values())
+    ratios = (theirs[name] / ours[name] for name in ("seconds", "cpu_seconds"))
+    lines.append(f"{'difference, ratio':22}{apart:>34}" + "".join(f"{x:9.1f}×" for x in ratios))
+    return "\n".join(lines)
