@@ -147,7 +147,8 @@ def embed(p, events, features, config):
         filled = [[table[i] for i in bag if i > 0] for bag in values]
         empty = np.zeros(table.shape[1])
         parts.append(np.stack([np.mean(bag, axis=0) if bag else empty for bag in filled]))
-    return linear(p["proj"], np.concatenate(parts, axis=1))
+    item, *others = parts
+    return item + linear(p["proj"], np.concatenate(others, axis=1)) if others else item
 
 
 def sigmoid(x):

@@ -87,6 +87,8 @@ def test_movielens_reads_every_official_layout(version, tmp_path):
     assert data.items.ids == ("", "", "10", "20", "30")
     assert data.items.titles[2:] == ("Amélie (2001)", "Heat, The\x85 (1995)", "Unrated (1999)")
     assert data.items.genres[2:] == (("Comedy", "Romance"), ("Action",), ())
+    years = ("", "?", *data.vocabularies["year"].values)
+    assert [years[i] for i in data.items.features["year"][2:]] == ["2001", "1995", "1999"]
 
 
 def test_movielens_sorts_users_and_items_by_number(tmp_path):

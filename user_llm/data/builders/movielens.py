@@ -4,6 +4,7 @@ Where a movie has a plot in `movies_plots.dat` (id::title::...::plot::poster), i
 """
 
 import csv
+import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tensorflow_datasets as tfds
 from pyarrow import csv as arrow_csv
 
 from user_llm.data.builders.base import (
@@ -28,6 +30,7 @@ SCHEMA = TimelineSchema(
         Categorical(name="item"),
         Categorical(name="rating"),
         Bag(name="genres", of="item"),
+        Categorical(name="year", of="item"),
         Time(name="time"),
     ),
     predicted=("item", "rating"),
@@ -38,6 +41,7 @@ GENRES_100K = (  # in the order of u.item's flags
     *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 HEADER = b"userId,movieId,rating,timestamp"
+YEAR = re.compile(r"\((\d{4})\)\s*$")  # at the end of a title
 PLOT = 9  # its place in a line of movies_plots.dat
 
 
@@ -66,6 +70,7 @@ class MovieLens(TimelineBuilder, skip_registration=True):
     """Ratings as events, with the schema's features; item ids are integers."""
 
     name = "movielens"
+    VERSION = tfds.core.Version("1.1.0")  # 1.1.0: the year of an item
 
     @classmethod
     def files(cls, source: Path | None, version: str) -> list[Path]:
@@ -96,6 +101,7 @@ class MovieLens(TimelineBuilder, skip_registration=True):
             differs = [f"{n:,} {what} instead of {m:,}" for n, m, what in pairs if n != m]
             remarks.append(f"differs from the official {version}: {', '.join(differs)}")
         items = complete_items(movies, np.unique(events["item"]), remarks)
+        items = [item | {"year": _year(item["title"])} for item in items]
         return Raw(SCHEMA, found[1], timelines(events), items, remarks)
 
 
@@ -182,6 +188,11 @@ def _movies(data: bytes, layout: Layout, plots: dict[str, str], remarks: list[st
         }
         for movie, (_, title, genres) in sorted(whole.items())
     ]
+
+
+def _year(title: str) -> str:
+    found = YEAR.search(title)
+    return found[1] if found else ""
 
 
 def _flagged(fields: list[str]) -> list[str]:

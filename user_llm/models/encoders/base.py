@@ -22,7 +22,7 @@ class Content(nnx.Variable):
 
 
 class EventEmbedding(nnx.Module):
-    """One table per feature, side by side, projected to one vector per event.
+    """An event's item, and on top of it the other features: one table each, projected together.
 
     With `config.content`, an item's vector is the sum of its id's and of what its content says,
     and an item that training never saw has no id of its own.
@@ -40,15 +40,23 @@ class EventEmbedding(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        item, *others = self.features = features
-        self.scale = config.embed**0.5  # small initial values, unit-sized events
+        self.item, *others = features
+        self.content_features = tuple(f for f in others if f.name in config.content)
+        self.event_features = tuple(f for f in others if f.name not in config.content)
+        self.scale = config.embed**0.5  # of tables: their values start small
         self.id_dropout = config.id_dropout
         init, width = nnx.initializers.normal(0.02), config.feature_embed
 
         def table(feature, width):
             return nnx.Param(init(rngs.params(), (feature.size, width)), **axes("vocab", "embed"))
 
-        tables = {item.name: table(item, config.embed)}
+        def proj(features, bias):
+            if not features:
+                return None
+            inputs = width * len(features)
+            return Linear(inputs, config.embed, (None, "embed"), rngs=rngs, bias=bias)
+
+        tables = {self.item.name: table(self.item, config.embed)}
         vectors = {}
         for feature in others:
             if feature.kind == "vector":
@@ -56,38 +64,34 @@ class EventEmbedding(nnx.Module):
             else:
                 tables[feature.name] = table(feature, width)
         self.tables, self.vectors = nnx.Dict(tables), nnx.Dict(vectors)
-        total = config.embed + width * len(others)
-        self.proj = Linear(total, config.embed, (None, "embed"), rngs=rngs)
-        self.described = tuple(f for f in others if f.name in config.content)
-        names = tuple(f.name for f in self.described)
+        # The item goes by it, so that like items begin as like events.
+        self.proj = proj(self.event_features, bias=False)
+        names = tuple(f.name for f in self.content_features)
         items = {} if items is None or not config.content else items
         if lost := {*config.content} - {*names} | ({*config.content} - {*items}):
             raise ValueError(f"encoder.content: no item feature is named {', '.join(sorted(lost))}")
         self.content = nnx.Dict({n: Content(jnp.asarray(items[n])) for n in names})
         self.trained = Content(jnp.asarray(items["trained"])) if names else None
-        width *= len(names)
-        self.content_proj = (
-            Linear(width, config.embed, (None, "embed"), rngs=rngs, bias=True) if names else None
-        )
+        self.content_proj = proj(self.content_features, bias=True)
 
     def __call__(
         self, events: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        item, *others = self.features
-        items = self.items(key)[events[item.name]] * self.scale
-        return self.proj(
-            jnp.concatenate([items, *(self._embed(f, events[f.name]) for f in others)], -1)
-        )
+        x = self.items(key)[events[self.item.name]] * self.scale
+        if self.proj is None:
+            return x
+        told = [self._embed(f, events[f.name]) for f in self.event_features]
+        return x + self.proj(jnp.concatenate(told, -1))
 
     def items(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:
         """Every item's vector; with a key, `id_dropout` of the ids are hidden, by the key alone."""
-        table = constrain(self.tables[self.features[0].name][...], "vocab", None)
+        table = constrain(self.tables[self.item.name][...], "vocab", None)
         if self.trained is None or self.content_proj is None:
             return table
         shown = self.trained[...]
         if key is not None:
             shown &= jax.random.bernoulli(key, 1 - self.id_dropout, shown.shape)
-        told = [self._embed(f, self.content[f.name][...]) for f in self.described]
+        told = [self._embed(f, self.content[f.name][...]) for f in self.content_features]
         content = self.content_proj(jnp.concatenate(told, -1)) / self.scale
         return jnp.where(shown[:, None], table, 0) + content
 

@@ -1,0 +1,29 @@
+r"""Users and films that training never sees: a tenth of the users is held out, and of the films.
+
+USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record
+USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record \
+    --encoder.content --encoder.id-dropout 0 --name movielens_1m_cold_ids_alone
+
+A film's vector is the sum of its id's and of its content's, its genres and its year; an id is
+hidden now and then, so that content alone comes to say where a film belongs. Without content, what
+was never seen is never recommended.
+"""
+
+from pathlib import Path
+
+from user_llm.cli import load_config
+from user_llm.config import Experiment
+
+
+def config() -> Experiment:
+    ids = load_config(str(Path(__file__).with_name("encoder.py")))
+    held_out = {"held_out_users": 0.1, "held_out_items": 0.1}
+    data = {"features": ("item", "genres", "year")} | held_out
+    content = {"content": ("genres", "year"), "id_dropout": 0.2}
+    return ids.model_copy(
+        update={
+            "name": "movielens_1m_cold",
+            "data": ids.data.model_copy(update=data),
+            "encoder": ids.encoder.model_copy(update=content),
+        }
+    )
