@@ -1,5 +1,6 @@
 """Encoders whose vocabularies grow keep, bit by bit, what they learnt of every value."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from timelines_made import dataset
 from user_llm import stages
 from user_llm.config import Experiment
 from user_llm.data.features import KNOWN, Bag, Categorical, Numeric, Text, Vocabulary
+from user_llm.evaluation import evaluate
 from user_llm.models.encoders import ENCODERS
 from user_llm.runs import Run
 from user_llm.training.grow import Known, grow, sources, wanted
@@ -166,6 +168,19 @@ def test_a_run_starts_from_the_encoder_of_an_earlier_one(tmp_path, mesh):
     other = of(encoder=wide, grow_from=str(tmp_path / "first"))
     with pytest.raises(ValueError, match=r"no encoder can grow from .*encoder.mlp: 8 there, 12 no"):
         stages.pretrain(run_of(other, tmp_path / "other", more, mesh(2)))
+
+
+def test_users_whom_the_earlier_run_knew_are_judged_apart(tmp_path, mesh, monkeypatch):
+    days = dataset([list(range(5)), [3, 2, 1, 0]])
+    more = dataset([list(range(5)), [6, 5, 4], [3, 2, 1, 0], [1, 2]])
+    renamed = ("user 0", "another", "user 1", "user 3")
+    first = run_of(of(), tmp_path / "first", days, mesh(2))
+    second = of(grow_from=str(tmp_path / "first"))
+    more = dataclasses.replace(more, users=renamed)
+    grown = run_of(second, tmp_path / "second", more, mesh(2))
+    monkeypatch.setattr(Run, "open", lambda folder, data_dir: first)
+    assert evaluate.old_users(grown).tolist() == [4, 11]
+    assert not len(evaluate.old_users(first))
 
 
 def test_a_run_cannot_both_train_an_encoder_and_borrow_one():

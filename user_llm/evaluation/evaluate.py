@@ -1,6 +1,7 @@
 """A run's systems and baselines on the test users: one table, and a few users to look at."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,15 @@ def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
     """The rows that rank the catalogue without a language model: encoder, popularity, oracle.
 
     Beside the targets, which are `next_item`, the users whom training never saw are asked
-    (`cold_users`), and who chose an item that it never saw (`new_items`), where any are held out.
+    (`cold_users`), and who chose an item that it never saw (`new_items`), where any are held out;
+    and of a run that has grown from another those whom that one knew (`old_users`).
     """
     data, most = run.dataset, run.experiment.evaluation.users
-    further = {"new_items": run.split.new_items, "cold_users": run.split.cold}
+    further = {
+        "new_items": run.split.new_items,
+        "cold_users": run.split.cold,
+        "old_users": old_users(run),
+    }
     groups = {"next_item": targets}
     groups |= {n: stages.sample(t, most or len(t)) for n, t in further.items() if len(t)}
     everyone = np.concatenate(list(groups.values()))
@@ -116,6 +122,15 @@ def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
             figures = metrics.Ranking.from_ranks(own).compute()
             rows[name] |= {f"test/{group}/{metric}": value for metric, value in figures.items()}
     return rows
+
+
+def old_users(run: Run) -> np.ndarray:
+    """The test targets of users of the run that this one has grown from; none if it has not."""
+    if not run.experiment.grow_from:
+        return np.zeros(0, np.int64)
+    known = set(Run.open(Path(run.experiment.grow_from), run.data_dir).dataset.users)
+    asked = user_of(run.split.test, run.dataset.offsets).tolist()
+    return run.split.test[[run.dataset.users[user] in known for user in asked]]
 
 
 def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]:
