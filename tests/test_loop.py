@@ -1,5 +1,6 @@
 """The loop on a model of one matrix: what is logged, validated, saved, and taken up again."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from user_llm.config import OptimConfig, StageConfig
 from user_llm.training import loop, tracking
@@ -193,6 +195,40 @@ def test_the_best_by_validation_is_returned_and_patience_ends_the_stage(
     monkeypatch.setattr(loop, "make_train_step", None)  # nothing is left to train
     np.testing.assert_array_equal(run(stage(validate=validate, **changes), tmp_path, mesh), found)
     assert (tmp_path / tracking.FILE).read_bytes() == lines
+
+
+def test_a_running_mean_is_judged_kept_and_resumed_and_changes_no_step(tmp_path, mesh):
+    start, seen = np.random.default_rng(0).uniform(size=(32, 32)).astype(np.float32), {}
+
+    def given(average, steps=8, folder=None):
+        rows = seen.setdefault((average, folder), [])
+
+        def validate(params):
+            rows.append(np.asarray(params["kernel"], np.float64))
+            return {"score": float(len(rows)), "other": 0.0}
+
+        optim = CONFIG.optim.model_copy(update={"average": average})
+        made = stage(validate=validate, steps=steps, validate_every=1, optim=optim)
+        made = dataclasses.replace(made, given=lambda params: {"kernel": jnp.array(start)})
+        return run(made, tmp_path / (folder or str(average)), mesh)
+
+    given(0.0)
+    found = given(0.7)
+    mean, wanted = start.astype(np.float64), []
+    for step, kernel in enumerate(seen[0.0, None]):
+        kept = min(0.7, (1 + step) / (10 + step))
+        mean = kept * mean + (1 - kept) * kernel
+        wanted.append(mean)
+    np.testing.assert_allclose(seen[0.7, None], wanted, rtol=1e-5)
+    np.testing.assert_allclose(found, wanted[-1], rtol=1e-5)
+
+    sharding = mesh().devices.flat[0]
+    leaf = jax.ShapeDtypeStruct(start.shape, start.dtype, sharding=SingleDeviceSharding(sharding))
+    kept = saved(tmp_path / "0.7").restore_params({"kernel": leaf}).state["kernel"]
+    np.testing.assert_array_equal(kept, found)
+
+    given(0.7, steps=5, folder="in two")
+    np.testing.assert_array_equal(given(0.7, folder="in two"), found)
 
 
 def test_parameters_that_are_given_replace_the_random_ones():

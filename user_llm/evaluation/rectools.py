@@ -63,8 +63,14 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
             "threads": cores(),
             "best": NDCG_DEPTH,
         }
-        columns = {"item": data.item, "timestamp": data.times, "offsets": data.offsets}
-        np.savez(asked["data"], **columns, validation=split.validation, test=split.test)
+        np.savez(
+            asked["data"],
+            item=data.item,
+            timestamp=data.times,
+            offsets=data.offsets,
+            validation=split.validation,
+            test=split.test,
+        )
         peer = call(python, asked)
         with np.load(asked["answers"]) as file:
             answers = file["answers"]

@@ -123,7 +123,7 @@ class Checkpoints:
         return self._restore(abstract, best, prefixes=("",), whole=True)
 
     def restore_params(self, abstract: Any, *, prefix: str = "", best: bool = True) -> Restored:
-        """Some of the parameters of a saved `TrainState`, trained or frozen, as the `state`.
+        """Some of the parameters of a saved `TrainState`, as its `params`, as the `state`.
 
         Args:
           abstract: the parameters to fill, whose leaves say shape, dtype and sharding.
@@ -134,7 +134,7 @@ class Checkpoints:
           ValueError: the leaves are not the checkpoint's, every checkpoint is damaged, or there
             is none.
         """
-        homes = (f"trained.{prefix}", f"frozen.{prefix}")
+        homes = (f"average.{prefix}", f"trained.{prefix}", f"frozen.{prefix}")
         restored = self._restore(abstract, best, homes, whole=False)
         if restored is None:
             raise ValueError(f"{self.folder} holds no checkpoint; train the stage it belongs to")

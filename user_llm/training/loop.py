@@ -42,11 +42,12 @@ class TrainState(NamedTuple):
     trained: Params  # what the optimizer moves
     frozen: Params
     opt: optax.OptState
+    average: Params  # a running mean of `trained`, or empty
 
     @property
     def params(self) -> Params:
-        """All parameters in one tree."""
-        return merge(self.trained, self.frozen)
+        """All parameters in one tree, those that are trained by their running mean if there is."""
+        return merge(self.average or self.trained, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,8 @@ def setup(
     tx: optax.GradientTransformation,
     trained: Any,
     mesh: Mesh,
+    *,
+    average: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState, Callable[[jax.Array], TrainState]]:
     """From a model's constructor: its graphdef, its abstract state on this mesh, a sharded init.
 
@@ -124,7 +127,8 @@ def setup(
     def build(key):
         model = make_model(rngs=nnx.Rngs(key))
         _, moved, frozen = cast(tuple[Any, ...], nnx.split(model, trained, ...))
-        return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved))
+        mean = jax.tree.map(jnp.copy, moved) if average else {}
+        return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved), mean)
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     state = jax.eval_shape(build, jax.random.key(0))  # of Variables: the moments keep their axes
@@ -144,9 +148,22 @@ def setup(
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformation, abstract: TrainState
+    graphdef: nnx.GraphDef,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+    *,
+    average: float = 0.0,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled step: (state, batch, key) -> (state, metrics). The old state is donated."""
+    """The compiled step: (state, batch, key) -> (state, metrics). The old state is donated.
+
+    `average` is the share that a running mean keeps of itself; see `OptimConfig`.
+    """
+
+    def mean(step, old, new):
+        # At first less is kept, so that the random start is soon forgotten.
+        kept = jnp.minimum(average, (1 + step) / (10 + step)).astype(new.dtype)
+        return old * kept + new * (1 - kept)
 
     # Left free, XLA answers P() where P(None, None) was asked, and step two misses jit's cache.
     @partial(jax.jit, donate_argnames="state", out_shardings=(placement(abstract), None))
@@ -160,7 +177,10 @@ def make_train_step(
             updates, opt = tx.update(grads, state.opt, state.trained)
         trained = cast(Params, optax.apply_updates(state.trained, updates))
         metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        new = TrainState(state.step + 1, trained, state.frozen, opt)
+        averaged = state.average
+        if average:
+            averaged = jax.tree.map(partial(mean, state.step), averaged, trained)
+        new = TrainState(state.step + 1, trained, state.frozen, opt, averaged)
         return new, metrics
 
     return train_step
@@ -195,13 +215,14 @@ def fit(
     """
     cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
-    graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh)
+    average = cfg.optim.average
+    graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh, average=average > 0)
     restored = checkpoints.restore(abstract)
     state = restored.state if restored else start(stage, init, seed)
     step = restored.step if restored else 0
     best = checkpoints.best(until=step)
     if not over(cfg, step, best):
-        train_step = make_train_step(graphdef, stage.loss, tx, abstract)
+        train_step = make_train_step(graphdef, stage.loss, tx, abstract, average=average)
         key, batches, meter = jax.random.key(seed), stage.batches(step), Meter()
         tracker = Tracker(folder, total=cfg.steps, step=step, name=name)
         with jax.set_mesh(mesh), Preemption() as preemption, tracker:
@@ -236,7 +257,9 @@ def start(stage: Stage, init: Callable, seed: int) -> TrainState:
     if stage.given is None:
         return state
     given = stage.given(state.params)
-    return state._replace(trained=graft(state.trained, given), frozen=graft(state.frozen, given))
+    trained, frozen = graft(state.trained, given), graft(state.frozen, given)
+    average = jax.tree.map(jnp.copy, trained) if state.average else {}
+    return state._replace(trained=trained, frozen=frozen, average=average)
 
 
 def score(figures: dict[str, float]) -> float:
