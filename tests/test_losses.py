@@ -64,7 +64,7 @@ def plain_cross_entropy(hidden, head, targets, weights):
 # Of a batch of three, the chunks have 2, 2, 3, 1 and all the steps of time.
 @pytest.mark.parametrize(("length", "chunk"), [(1, 6), (5, 6), (7, 10), (7, 1), (7, 512)])
 def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, monkeypatch):
-    monkeypatch.setattr(objectives, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "chunk_size", lambda width: chunk)
     hidden, head, targets, weights = case(3, length)
     fixed = jnp.array(targets, jnp.int32), jnp.array(weights, jnp.float32)
     gradient = jax.value_and_grad(lambda h, w: losses.cross_entropy(h, w, *fixed), argnums=(0, 1))
@@ -78,7 +78,7 @@ def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, 
 
 
 def test_cross_entropy_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(objectives, "CHUNK", 6)
+    monkeypatch.setattr(losses, "chunk_size", lambda width: 6)
     program = str(jax.make_jaxpr(jax.grad(losses.cross_entropy))(*in_jax(case(3, 40))))
     assert f"f32[6,{VOCAB}]" in program
     assert not any(f"f32[{shape},{VOCAB}]" in program for shape in ("3,40", "120", "20,6"))

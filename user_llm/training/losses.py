@@ -11,7 +11,7 @@ from user_llm.config import ObjectiveConfig
 from user_llm.models.encoders.base import Encoder
 from user_llm.models.encoders.bert4rec import BERT4RecEncoder
 from user_llm.models.user_llm import UserLLM
-from user_llm.training.objectives import FIRST_KNOWN, item_loss, softmax, summed
+from user_llm.training.objectives import FIRST_KNOWN, chunk_size, item_loss, softmax, summed
 
 Metrics = dict[str, Array]
 SOFTMAX = ObjectiveConfig()
@@ -24,7 +24,8 @@ def cross_entropy(
     weights: Float[Array, "B T"],
 ) -> Float[Array, ""]:
     """Summed weighted -log softmax(hidden @ head)[target]; [B, T, V] never exists."""
-    return summed(softmax, head, hidden, targets, weights, jax.random.key(0))
+    size = chunk_size(head.shape[1])
+    return summed(softmax, size, head, hidden, targets, weights, jax.random.key(0))
 
 
 def encoder_loss(

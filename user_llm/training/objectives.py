@@ -1,8 +1,8 @@
 """What predicting the next item can mean: a loss for each query, given the items' vectors.
 
 An objective is a function of a table, of queries [N, Q], of their targets [N], of the rows of the
-batch that they lie in [N] and of a key, to losses [N]. `summed` applies it to a batch a few hundred
-queries at a time.
+batch that they lie in [N] and of a key, to losses [N]. `summed` applies it to a batch some queries
+at a time.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
 
-CHUNK = 512  # queries whose logits exist at a time
+ROWS = 512  # queries whose targets are each other's negatives
 FIRST_KNOWN = 2  # ids below are "missing" and "out of vocabulary"
 
 Objective = Callable[[Array, Array, Array, Array, Array], Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def summed(
     objective: Objective,
+    size: int,
     table: Float[Array, "..."],
     queries: Float[Array, "B T Q"],
     targets: Int[Array, "B T"],
@@ -33,15 +34,15 @@ def summed(
     """The weighted sum of an objective's losses, and by its gradient that of table and queries.
 
     [B, T, V] never exists: each chunk's gradient is made along with its loss, while its logits are
-    there. Chunks are cut along time, which no mesh axis splits.
+    there. Chunks are of about `size` queries, cut along time, which no mesh axis splits.
     """
-    chunks = split(targets.shape, queries, targets, weights, key)
+    chunks = split(size, targets.shape, queries, targets, weights, key)
     add = partial(chunk_loss, objective, table)
     total, _ = jax.lax.scan(lambda t, x: (t + add(*x), None), jnp.zeros((), jnp.float32), chunks)
     return total
 
 
-def summed_forward(objective, table, queries, targets, weights, key):
+def summed_forward(objective, size, table, queries, targets, weights, key):
     grad = jax.value_and_grad(partial(chunk_loss, objective), argnums=(0, 1))
 
     def add(sums, chunk):
@@ -49,12 +50,12 @@ def summed_forward(objective, table, queries, targets, weights, key):
         return (sums[0] + loss, sums[1] + by_table.astype(jnp.float32)), by_queries
 
     zeros = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
-    chunks = split(targets.shape, queries, targets, weights, key)
+    chunks = split(size, targets.shape, queries, targets, weights, key)
     (total, by_table), by_queries = jax.lax.scan(add, zeros, chunks)
     return total, (by_table.astype(table.dtype), joined(by_queries, queries.shape))
 
 
-def summed_backward(objective, gradients, cotangent):
+def summed_backward(objective, size, gradients, cotangent):
     by_table, by_queries = (x * cotangent.astype(x.dtype) for x in gradients)
     return by_table, by_queries, None, None, None
 
@@ -69,14 +70,14 @@ def chunk_loss(objective, table, queries, targets, weights, rows, key):
     return jnp.where(weights > 0, losses * weights, 0).sum()
 
 
-def split(shape: tuple[int, ...], *columns: Any) -> tuple:
-    """Columns [B, T, ...] and a key in chunks of about CHUNK rows, beside the batch's row of each.
+def split(size: int, shape: tuple[int, ...], *columns: Any) -> tuple:
+    """Columns [B, T, ...] and a key in chunks of about that size, beside the batch's row of each.
 
-    From [B, T, ...] to [T / size, B * size, ...]; the end of the last chunk is zero.
+    From [B, T, ...] to [T / t, B * t, ...]; the end of the last chunk is zero.
     """
     *arrays, key = columns
     batch, length = shape
-    size = max(1, min(length, CHUNK // batch))
+    size = max(1, min(length, size // batch))
 
     def chunks(x):
         x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
@@ -94,13 +95,50 @@ def joined(chunks: Array, shape: tuple[int, ...]) -> Array:
     return jnp.moveaxis(x, 0, 1).reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
 
 
+def chunk_size(width: int) -> int:
+    """How many queries have their logits, `width` each, at a time.
+
+    A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many.
+    """
+    logits = 2**21 if jax.default_backend() == "cpu" else 2**27
+    return max(64, min(logits // width, 8192))
+
+
 def softmax(head, queries, targets, rows, key, candidates=None):
     """Targets against every column of the head [Q, V], or against those that are candidates."""
+    return negative_log_softmax(head, queries, targets, candidates)
+
+
+@jax.custom_vjp
+def negative_log_softmax(
+    head: Float[Array, "Q V"],
+    queries: Float[Array, "N Q"],
+    targets: Int[Array, " N"],
+    candidates: Bool[Array, " V"] | None,
+) -> Float[Array, " N"]:
+    """-log softmax(queries @ head)[target]; its gradient normalises [N, Q] instead of [N, V]."""
+    return softmax_forward(head, queries, targets, candidates)[0]
+
+
+def softmax_forward(head, queries, targets, candidates):
     logits = (queries @ head).astype(jnp.float32)
     if candidates is not None:
         logits = jnp.where(candidates, logits, -jnp.inf)
+    highest = logits.max(-1)
+    shares = jnp.exp(logits - highest[:, None])
+    total = shares.sum(-1)
     chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.log(total) + highest - chosen, (head, queries, targets, shares, total)
+
+
+def softmax_backward(residuals, cotangent):
+    head, queries, targets, shares, total = residuals
+    error = shares.at[jnp.arange(len(targets)), targets].add(-total).astype(head.dtype)
+    scale = (cotangent / total)[:, None].astype(head.dtype)
+    return (queries * scale).T @ error, (error @ head.T) * scale, None, None
+
+
+negative_log_softmax.defvjp(softmax_forward, softmax_backward)
 
 
 def item_loss(
@@ -118,11 +156,12 @@ def item_loss(
     """
     if config.kind == "softmax":
         objective = softmax if candidates is None else partial(softmax, candidates=candidates)
-        return summed(objective, table.T, queries, targets, weights, key)
+        size = chunk_size(table.shape[0])
+        return summed(objective, size, table.T, queries, targets, weights, key)
     popularity = frequency(table.shape[0], targets, weights)
     if config.kind == "in_batch":
         objective = partial(in_batch, config, popularity)
-        return summed(objective, table, queries, targets, weights, key)
+        return summed(objective, ROWS, table, queries, targets, weights, key)
     share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
     if candidates is None:
         candidates = jnp.arange(table.shape[0]) >= FIRST_KNOWN
@@ -131,7 +170,8 @@ def item_loss(
     key, shared_key = jax.random.split(key)
     drawn = draw(proposal, (config.negatives,), shared_key) if config.shared else None
     objective = partial(against_drawn, config, proposal, drawn)
-    return summed(objective, table, queries, targets, weights, key)
+    size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
+    return summed(objective, size, table, queries, targets, weights, key)
 
 
 def frequency(
