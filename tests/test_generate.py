@@ -11,7 +11,6 @@ from random_decoders import random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import decoder_config, load_decoder
-from user_llm.inference.buckets import bucket
 from user_llm.inference.generate import Generator, Sampling, grow, sample
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Memory
@@ -144,10 +143,6 @@ def test_same_seed_repeats_and_another_does_not(generator):
         return generator.generate([[1, 2]], max_new_tokens=16, sampling=how)
 
     assert answer(0) == answer(0) != answer(1)
-
-
-def test_few_lengths_are_compiled():
-    assert [bucket(n) for n in (1, 16, 17, 32, 33, 100)] == [16, 16, 32, 32, 64, 128]
 
 
 def test_all_problems_with_prompts_are_named_at_once(generator):

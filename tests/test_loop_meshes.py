@@ -51,7 +51,7 @@ def random_state(abstract):
     rng = np.random.default_rng(0)
 
     def draw(path, x):
-        parameter = path[0].name in ("trained", "frozen")
+        parameter = path[0].name in ("trained", "frozen", "average")
         around = 1.0 if getattr(path[-1], "key", "") == "weight" else 0.0
         values = rng.normal(around, 0.2, x.shape) if parameter else np.zeros(x.shape)
         return jax.device_put(values.astype(x.dtype), x.sharding)
@@ -62,9 +62,10 @@ def random_state(abstract):
 def train(case, mesh):
     """The losses of a few steps, and the state after them."""
     make_model, loss, moved = CASES[case]
-    graphdef, abstract, _ = setup(make_model, TX, moved, mesh)
+    average = 0.9 if case == "encoder" else 0.0
+    graphdef, abstract, _ = setup(make_model, TX, moved, mesh, averaged=average > 0)
     state, key = random_state(abstract), jax.random.key(0)
-    train_step = make_train_step(graphdef, loss, TX, abstract)
+    train_step = make_train_step(graphdef, loss, TX, abstract, average=average)
     batch, found = jax.device_put(BATCH, batch_sharding(mesh)), []
     with jax.set_mesh(mesh):
         for _ in range(STEPS):
@@ -113,7 +114,8 @@ def test_losses_are_the_same_on_any_mesh_and_the_state_is_split(shape, case, sin
     if shape == "8x1x1":
         assert share(state) == 1
     else:
-        for tree in (state.trained, adam.mu, adam.nu, *filter(jax.tree.leaves, [state.frozen])):
+        further = filter(jax.tree.leaves, [state.frozen, state.average])
+        for tree in (state.trained, adam.mu, adam.nu, *further):
             assert share(tree) < 0.45, share(tree)
 
 

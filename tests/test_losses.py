@@ -89,15 +89,20 @@ def in_jax(arrays):
     return [jnp.array(x, kind) for x, kind in zip(arrays, kinds, strict=True)]
 
 
-def objective_of(kind, arrays, candidates=None, **options):
-    """A compiled function of a key: the weighted sum of an objective's losses for a batch."""
+def total_of(kind, arrays, candidates=None, **options):
+    """A function of a key and of what is learnt: the weighted sum of an objective's losses."""
     queries, table, targets, weights = arrays
     config = ObjectiveConfig(kind=kind, **options)
 
-    def total(key):
+    def total(key, queries=queries, table=table):
         return objectives.item_loss(config, table, queries, targets, weights, key, candidates)
 
-    return jax.jit(jax.vmap(total))
+    return total
+
+
+def objective_of(kind, arrays, candidates=None, **options):
+    """A compiled function of keys: for each the weighted sum of an objective's losses."""
+    return jax.jit(jax.vmap(total_of(kind, arrays, candidates, **options)))
 
 
 def sampled(negatives, keys, weights=None, **options):
@@ -166,16 +171,46 @@ def test_many_negatives_come_close_to_the_full_softmax():
 )
 def test_only_candidates_are_held_against_the_targets(options):
     hidden, head, _, weights = case(2, 4)
-    targets, candidates = np.array([[2, 3, 3, 9], [3, 4, 10, 2]]), np.arange(VOCAB) != 5
+    targets, candidates = np.array([[2, 3, 3, 9], [3, 4, 10, 5]]), np.arange(VOCAB) != 5
+    weights[1, 3] = 0  # of the target that is no candidate
     candidates[: objectives.FIRST_KNOWN] = False
     arrays = in_jax((hidden, head.T, targets, weights))
-    loss = objective_of(arrays=arrays, candidates=jnp.array(candidates), **options)
-    (found,) = loss(jax.random.split(jax.random.key(0), 1))
+    total = total_of(arrays=arrays, candidates=jnp.array(candidates), **options)
+    found, by_queries, by_table = jax.jit(
+        lambda key: (total(key), *jax.grad(total, argnums=(1, 2))(key, *arrays[:2]))
+    )(jax.random.key(0))
     logs = log_softmax(np.where(candidates, hidden @ head, -np.inf))
     own = np.take_along_axis(logs, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(
-        found, -(own * weights).sum(), rtol=1e-5 if options["kind"] == "softmax" else 5e-3
-    )
+    loss = -(own[weights > 0] * weights[weights > 0]).sum()
+    error = (np.exp(logs) - np.eye(VOCAB)[targets]) * weights[..., None]
+    near = {"rtol": 1e-5, "atol": 1e-5} if options["kind"] == "softmax" else {"rtol": 5e-3}
+    np.testing.assert_allclose(found, loss, **near)
+    if options["kind"] == "softmax":
+        np.testing.assert_allclose(by_queries, error @ head.T, **near)
+        np.testing.assert_allclose(by_table, np.einsum("btv,btd->vd", error, hidden), **near)
+    np.testing.assert_array_equal(np.asarray(by_table)[~candidates], 0)
+
+
+def test_what_rounding_draws_of_no_share_does_not_count(monkeypatch):
+    def fixed(proposal, shape, key):
+        return jnp.broadcast_to(jnp.array([5, 9]), shape)
+
+    monkeypatch.setattr(objectives, "draw", fixed)
+    hidden, head, *_ = case(2, 4)
+    targets, candidates = np.full((2, 4), 3), jnp.arange(VOCAB) != 5
+    arrays = in_jax((hidden, head.T, targets, np.ones((2, 4))))
+    total = total_of("sampled_softmax", arrays, candidates, negatives=2)
+    found, gradient = jax.value_and_grad(total, argnums=1)(jax.random.key(0), *arrays[:2])
+    logits = hidden @ head
+    rival = logits[..., 9] - np.log(2 / (VOCAB - 1))
+    wanted = np.logaddexp(logits[..., 3], rival) - logits[..., 3]
+    np.testing.assert_allclose(found, wanted.sum(), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+def test_chunks_are_as_large_as_a_cpus_cache():
+    sizes = [objectives.chunk_size(width) for width in (1, 256, 4096, 16384, 10**7)]
+    assert sizes == [8192, 8192, 512, 128, 64]
 
 
 @pytest.mark.parametrize("kind", ["sampled_softmax", "gbce"])

@@ -1,5 +1,6 @@
 """The comparison with RecTools: what its process is told, and what is made of its answers."""
 
+import ast
 import json
 import sys
 
@@ -74,6 +75,22 @@ def test_both_sides_are_judged_on_the_same_users(run, tmp_path):
     assert "RecTools sasrec" in text and "epoch 2, 9 s" in text and "15         8" in text
 
 
+def test_what_is_asked_is_what_the_process_takes(run, tmp_path, monkeypatch):
+    def call(python, asked):
+        raise ValueError(",".join(asked))
+
+    monkeypatch.setattr(rectools, "call", call)
+    (taken,) = (
+        node
+        for node in ast.parse(rectools.PEER.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "Asked"
+    )
+    names = {line.target.id for line in taken.body if isinstance(line, ast.AnnAssign)}
+    with pytest.raises(ValueError) as told:
+        rectools.compare(run, "python")
+    assert set(str(told.value).split(",")) == names
+
+
 def test_ranks_are_places_in_the_answers():
     answers = np.array([[4, 5, -1], [7, 8, 9], [3, 2, 1]])
     assert rectools.ranks_of(answers, np.array([5, 6, 3])).tolist() == [2, 4, 1]
@@ -89,3 +106,8 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
     half = Run(EXPERIMENT.model_copy(update={"data": data}), tmp_path / "half", run.data_dir)
     with pytest.raises(ValueError, match="asks 30 of 60 users"):
         rectools.compare(half, "python")
+    with pytest.raises(ValueError, match="--epochs 0 trains nothing"):
+        rectools.compare(run, "python", epochs=0)
+    run.dataset.item[run.split.test[0] - 1] = run.dataset.item[run.split.test[0]]
+    with pytest.raises(ValueError, match="never recommends what a user has seen"):
+        rectools.compare(run, "python")

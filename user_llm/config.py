@@ -202,8 +202,8 @@ class OptimConfig(Config):
     beta2: float = 0.98
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)  # of the global gradient norm
-    # What is judged and kept is a running mean of the parameters (Polyak and Juditsky 1992), which
-    # each step keeps this share of; 0: the parameters themselves.
+    # What is judged and kept is a running mean of the parameters (after Polyak and Juditsky 1992),
+    # of which step s keeps (1 + s) / (10 + s), but no more than this; 0: the parameters themselves.
     average: float = Field(default=0.0, ge=0, lt=1)
 
 

@@ -2,7 +2,7 @@ r"""Users and films that training never sees: a tenth of the users is held out, 
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record \
-    --encoder.content --encoder.id-dropout 0 --name movielens_1m_cold_ids_alone
+    --data.features item --encoder.content --encoder.id-dropout 0 --name movielens_1m_cold_ids_alone
 
 A film's vector is the sum of its id's and of its content's, its genres and its year; an id is
 hidden now and then, so that content alone comes to say where a film belongs. Without content, what

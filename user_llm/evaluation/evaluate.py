@@ -1,6 +1,7 @@
 """A run's systems and baselines on the test users: one table, and a few users to look at."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from user_llm.evaluation import metrics, records
 from user_llm.evaluation.next_item import encoder_ranker, popularity_ranks
 from user_llm.evaluation.system import Answers, System
 from user_llm.runs import Run
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 4  # users whose answers the report shows
 Figures = dict[str, float]
@@ -125,10 +128,19 @@ def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
 
 
 def old_users(run: Run) -> np.ndarray:
-    """The test targets of users of the run that this one has grown from; none if it has not."""
+    """The test targets of those whom the run that this one has grown from was trained on.
+
+    None if it has not grown, or that run is there no more.
+    """
     if not run.experiment.grow_from:
         return np.zeros(0, np.int64)
-    known = set(Run.open(Path(run.experiment.grow_from), run.data_dir).dataset.users)
+    try:
+        old = Run.open(Path(run.experiment.grow_from), run.data_dir)
+    except ValueError as error:
+        logger.warning("its users are not judged apart: %s", error)
+        return np.zeros(0, np.int64)
+    trained = old.split.train_stop > old.dataset.offsets[:-1]
+    known = {user for user, there in zip(old.dataset.users, trained, strict=True) if there}
     asked = user_of(run.split.test, run.dataset.offsets).tolist()
     return run.split.test[[run.dataset.users[user] in known for user in asked]]
 

@@ -4,14 +4,16 @@ import json
 import subprocess
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from user_llm import stages
+from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
+from user_llm.data.timelines import user_of
 from user_llm.evaluation import records
 from user_llm.evaluation.encoder_benchmark import cores
 from user_llm.evaluation.metrics import NDCG_DEPTH, Ranking
@@ -22,6 +24,12 @@ PEER = Path(__file__).with_name("peers") / "rectools_side.py"
 NEGATIVES = 128  # for each target, as in the published recipe of HSTU
 EVERY, PATIENCE = 2, 5  # epochs between validations, and of those how many without a gain
 Figures = dict[str, Any]
+
+# Of each user, whose mean `Ranking` computes; the error of a difference needs them one by one.
+GAINS = {
+    "recall_at_10": lambda ranks: (ranks <= 10).astype(float),
+    "ndcg_at_10": lambda ranks: np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0),
+}
 
 
 def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
@@ -35,7 +43,7 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
       epochs: of RecTools' training, at most.
 
     Raises:
-      ValueError: not every user of the run has a validation and a test event, or RecTools failed.
+      ValueError: RecTools cannot be asked the same, or failed.
     """
     data, split, encoder = run.dataset, run.split, run.experiment.encoder
     users = len(data.users)
@@ -44,6 +52,14 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
             f"{run.folder} asks {len(split.test)} of {users} users; RecTools is compared where the "
             "last two events of each are asked for, and no users and no items are held out"
         )
+    if epochs < 1:
+        raise ValueError(f"--epochs {epochs} trains nothing; give 1 or more")
+    if encoder.kind == "hstu" and encoder.time_bias and not encoder.query_time:
+        raise ValueError(
+            "RecTools' HSTU knows when it is asked; set encoder.query_time, as it does"
+        )
+    if repeats(data, split.test):
+        raise ValueError("RecTools never recommends what a user has seen; some tests ask for it")
     ranks = encoder_ranker(run.make_encoder, data, split.test, mesh=run.mesh)(
         stages.trained_encoder(run)
     )
@@ -53,7 +69,7 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
             "answers": str(Path(place, "answers.npz")),
             "kind": "hstu" if encoder.kind == "hstu" else "sasrec",
             **encoder.model_dump(include={"window", "embed", "layers", "heads", "dropout"}),
-            **encoder.model_dump(include={"temperature", "time_bias"}),
+            **encoder.model_dump(include={"similarity", "temperature", "time_bias"}),
             "learning_rate": run.experiment.pretrain.optim.learning_rate,
             "negatives": NEGATIVES,
             "epochs": epochs,
@@ -96,15 +112,16 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
     return result
 
 
-GAINS = {
-    "recall_at_10": lambda ranks: (ranks <= 10).astype(float),
-    "ndcg_at_10": lambda ranks: np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0),
-}
-
-
 def figures(ranks: np.ndarray) -> Figures:
     found = Ranking.from_ranks(ranks).compute()
     return {name: found[name] for name in GAINS}
+
+
+def repeats(data: Dataset, targets: np.ndarray) -> bool:
+    """Whether an item that is asked for has been in its timeline before."""
+    starts = data.offsets[user_of(targets, data.offsets)]
+    before = zip(starts.tolist(), targets.tolist(), strict=True)
+    return any((data.item[a:b] == data.item[b]).any() for a, b in before)
 
 
 def ranks_of(answers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -128,28 +145,26 @@ def call(python: str, asked: Figures) -> Figures:
     Raises:
       ValueError: it failed, or there is no such interpreter.
     """
-    try:
-        with subprocess.Popen(
-            [python, str(PEER), json.dumps(asked)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout and process.stderr
+    command = [python, str(PEER), json.dumps(asked)]
+    with TemporaryFile("w+") as out:
+        try:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        except OSError as error:
+            raise ValueError(
+                f"{python} cannot be run ({error}); give --python that of an environment with "
+                'RecTools (pip install "rectools[torch]==0.19.0")'
+            ) from error
+        with process:
             said = []
-            for line in process.stderr:
+            for line in process.stderr or ():
                 said.append(line)
                 if line.startswith("epoch "):
                     tqdm.write(f"RecTools {line.rstrip()}")
-            out = process.stdout.read()
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"there is no {python}; give --python the interpreter of an environment with "
-            'RecTools (pip install "rectools[torch]==0.19.0")'
-        ) from error
+        out.seek(0)
+        told = out.read()
     if process.returncode:
         raise ValueError(f"{PEER.name} failed:\n{''.join(said[-20:]).strip()}")
-    return json.loads(out.splitlines()[-1])
+    return json.loads(told.splitlines()[-1])
 
 
 def table(result: Figures) -> str:

@@ -120,10 +120,10 @@ class Checkpoints:
         Raises:
           ValueError: the state's leaves are not the checkpoint's, or every checkpoint is damaged.
         """
-        return self._restore(abstract, best, prefixes=("",), whole=True)
+        return self._restore(abstract, best, homes=("",), own="")
 
     def restore_params(self, abstract: Any, *, prefix: str = "", best: bool = True) -> Restored:
-        """Some of the parameters of a saved `TrainState`, as its `params`, as the `state`.
+        """Some of the parameters as `TrainState.params` gave them: their running mean if any.
 
         Args:
           abstract: the parameters to fill, whose leaves say shape, dtype and sharding.
@@ -134,15 +134,18 @@ class Checkpoints:
           ValueError: the leaves are not the checkpoint's, every checkpoint is damaged, or there
             is none.
         """
-        homes = (f"average.{prefix}", f"trained.{prefix}", f"frozen.{prefix}")
-        restored = self._restore(abstract, best, homes, whole=False)
+        own = f"trained.{prefix}"
+        restored = self._restore(
+            abstract, best, (f"average.{prefix}", own, f"frozen.{prefix}"), own
+        )
         if restored is None:
             raise ValueError(f"{self.folder} holds no checkpoint; train the stage it belongs to")
         return restored
 
     def _restore(
-        self, abstract: Any, best: bool, prefixes: tuple[str, ...], whole: bool
+        self, abstract: Any, best: bool, homes: tuple[str, ...], own: str
     ) -> Restored | None:
+        """Leaves from the first home that has them; of `own` nothing may be left behind."""
         paths = self._newest_first()
         if best:
             paths.sort(key=lambda path: not _is_best(path))
@@ -151,8 +154,11 @@ class Checkpoints:
             try:
                 manifest = _read_manifest(path)
                 saved = manifest["leaves"]
-                wanted = {_find(n, prefixes, saved): x for n, x in _leaves(abstract).items()}
-                _refuse_differences(saved, wanted, whole)
+                wanted = {
+                    next((home + name for home in homes if home + name in saved), own + name): leaf
+                    for name, leaf in _leaves(abstract).items()
+                }
+                _refuse_differences(saved, wanted, own)
                 leaves = _read_leaves(path, wanted, saved)
             except _DamageError as damage:
                 logger.warning("checkpoint %s is DAMAGED and passed over: %s", path, damage)
@@ -245,14 +251,10 @@ def _read_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, dict]) -> 
     return [leaves[name] for name in wanted]
 
 
-def _find(name: str, prefixes: tuple[str, ...], saved: dict[str, dict]) -> str:
-    names = [prefix + name for prefix in prefixes]
-    return next((name for name in names if name in saved), names[0])
-
-
-def _refuse_differences(saved: dict[str, dict], wanted: dict[str, Any], whole: bool) -> None:
+def _refuse_differences(saved: dict[str, dict], wanted: dict[str, Any], own: str) -> None:
     """Orbax would cast dtypes and take the file's placements without a word."""
-    problems = [f"{name}: unexpected" for name in saved if whole and name not in wanted]
+    known = {*wanted, *(re.sub("^average", "trained", name) for name in wanted)}
+    problems = [f"{n}: unexpected" for n in saved if n.startswith(own) and n not in known]
     for name, leaf in wanted.items():
         if name not in saved:
             problems.append(f"{name}: missing")

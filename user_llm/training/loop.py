@@ -117,7 +117,7 @@ def setup(
     trained: Any,
     mesh: Mesh,
     *,
-    average: bool = False,
+    averaged: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState, Callable[[jax.Array], TrainState]]:
     """From a model's constructor: its graphdef, its abstract state on this mesh, a sharded init.
 
@@ -127,11 +127,16 @@ def setup(
     def build(key):
         model = make_model(rngs=nnx.Rngs(key))
         _, moved, frozen = cast(tuple[Any, ...], nnx.split(model, trained, ...))
-        mean = jax.tree.map(jnp.copy, moved) if average else {}
+        mean = jax.tree.map(jnp.copy, moved) if averaged else {}
         return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved), mean)
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     state = jax.eval_shape(build, jax.random.key(0))  # of Variables: the moments keep their axes
+    if narrow := {x.dtype.name for x in jax.tree.leaves(state.average)} - {"float32"}:
+        raise ValueError(
+            f"optim.average moves by less than {', '.join(narrow)} can tell; it needs "
+            "parameters in float32"
+        )
     abstract = plain(
         jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -157,7 +162,7 @@ def make_train_step(
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled step: (state, batch, key) -> (state, metrics). The old state is donated.
 
-    `average` is the share that a running mean keeps of itself; see `OptimConfig`.
+    `average` is the most that a running mean keeps of itself in a step; see `OptimConfig`.
     """
 
     def mean(step, old, new):
@@ -216,7 +221,9 @@ def fit(
     cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
     checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
     average = cfg.optim.average
-    graphdef, abstract, init = setup(stage.make_model, tx, stage.trained, mesh, average=average > 0)
+    graphdef, abstract, init = setup(
+        stage.make_model, tx, stage.trained, mesh, averaged=average > 0
+    )
     restored = checkpoints.restore(abstract)
     state = restored.state if restored else start(stage, init, seed)
     step = restored.step if restored else 0

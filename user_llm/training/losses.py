@@ -55,7 +55,7 @@ def next_event(
         targets = jax.tree.map(lambda x, ahead=ahead: x[:, ahead:], events)
         follows = (segments[:, ahead:] == segments[:, :-ahead]) & (segments[:, ahead:] > 0)
         sums.append(feature_losses(encoder, states[:, :-ahead], targets, follows, keys, objective))
-    return weighted_mean(jax.tree.map(lambda *x: sum(x), *sums), segments, objective)
+    return combined(jax.tree.map(lambda *x: sum(x), *sums), segments, objective)
 
 
 def masked_event(
@@ -72,7 +72,7 @@ def masked_event(
     masked |= last & jax.random.bernoulli(last_key, 0.5, segments.shape)
     masked &= segments > 0
     states = encoder(events, segments, key=keys[0], masked=masked)
-    return weighted_mean(
+    return combined(
         feature_losses(encoder, states, events, masked, keys, objective), segments, objective
     )
 
@@ -97,8 +97,9 @@ def feature_losses(
         weights = (counts & (targets >= FIRST_KNOWN)).astype(jnp.float32)
         if feature.name == encoder.item:
             queries, table = encoder.queries(states), encoder.item_vectors(keys[0])
-            told_from = encoder.candidates
-            total = item_loss(objective, table, queries, targets, weights, keys[1], told_from)
+            total = item_loss(
+                objective, table, queries, targets, weights, keys[1], encoder.candidates
+            )
         else:
             head = encoder.heads[feature.name]
             kernel, bias = head.kernel[...], cast(nnx.Param, head.bias)[...]
@@ -109,10 +110,10 @@ def feature_losses(
     return sums
 
 
-def weighted_mean(
+def combined(
     sums: dict[str, tuple[Array, Array]], segments: Int[Array, "B T"], objective: ObjectiveConfig
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The features' mean losses in one, and as metrics."""
+    """The weighted sum of the features' mean losses, and each of them as a metric."""
     losses = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
     weights = objective.weights
     loss = sum((weights.get(n, 1.0) * x for n, x in losses.items()), jnp.zeros(()))

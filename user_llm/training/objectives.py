@@ -1,8 +1,8 @@
 """What predicting the next item can mean: a loss for each query, given the items' vectors.
 
-An objective is a function of a table, of queries [N, Q], of their targets [N], of the rows of the
-batch that they lie in [N] and of a key, to losses [N]. `summed` applies it to a batch some queries
-at a time.
+An objective is a function of a table or head, of queries [N, Q], of their targets [N], of the rows
+of the batch that they lie in [N] and of a key, to losses [N]. `summed` applies it to a batch some
+queries at a time.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
 
-ROWS = 512  # queries whose targets are each other's negatives
+IN_BATCH = 512  # queries whose targets are each other's negatives
 FIRST_KNOWN = 2  # ids below are "missing" and "out of vocabulary"
 
 Objective = Callable[[Array, Array, Array, Array, Array], Array]
@@ -77,12 +77,12 @@ def split(size: int, shape: tuple[int, ...], *columns: Any) -> tuple:
     """
     *arrays, key = columns
     batch, length = shape
-    size = max(1, min(length, size // batch))
+    steps = max(1, min(length, size // batch))
 
     def chunks(x):
-        x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
-        x = jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
-        return x.reshape(x.shape[0], batch * size, *x.shape[3:])
+        x = jnp.pad(x, ((0, 0), (0, -length % steps), *((0, 0),) * (x.ndim - 2)))
+        x = jnp.moveaxis(x.reshape(batch, -1, steps, *x.shape[2:]), 1, 0)
+        return x.reshape(x.shape[0], batch * steps, *x.shape[3:])
 
     rows = jnp.broadcast_to(jnp.arange(batch)[:, None], shape)
     cut = [chunks(x) for x in (*arrays, rows)]
@@ -96,9 +96,10 @@ def joined(chunks: Array, shape: tuple[int, ...]) -> Array:
 
 
 def chunk_size(width: int) -> int:
-    """How many queries have their logits, `width` each, at a time.
+    """About how many queries have their logits, `width` each, at a time.
 
-    A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many.
+    A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many. A softmax
+    takes three times that, and no chunk is smaller than a step of every row.
     """
     logits = 2**21 if jax.default_backend() == "cpu" else 2**27
     return max(64, min(logits // width, 8192))
@@ -133,7 +134,8 @@ def softmax_forward(head, queries, targets, candidates):
 
 def softmax_backward(residuals, cotangent):
     head, queries, targets, shares, total = residuals
-    error = shares.at[jnp.arange(len(targets)), targets].add(-total).astype(head.dtype)
+    error = jax.vmap(lambda row, target, x: row.at[target].add(-x))(shares, targets, total)
+    error = error.astype(head.dtype)
     scale = (cotangent / total)[:, None].astype(head.dtype)
     return (queries * scale).T @ error, (error @ head.T) * scale, None, None
 
@@ -152,16 +154,16 @@ def item_loss(
 ) -> Float[Array, ""]:
     """The weighted sum of the losses by the objective that a config names.
 
-    Targets are told from the candidates, by default from all items.
+    Only candidates are held against the targets, where there are any; in a batch, its targets.
     """
     if config.kind == "softmax":
-        objective = softmax if candidates is None else partial(softmax, candidates=candidates)
+        objective = partial(softmax, candidates=candidates)
         size = chunk_size(table.shape[0])
         return summed(objective, size, table.T, queries, targets, weights, key)
     popularity = frequency(table.shape[0], targets, weights)
     if config.kind == "in_batch":
         objective = partial(in_batch, config, popularity)
-        return summed(objective, ROWS, table, queries, targets, weights, key)
+        return summed(objective, IN_BATCH, table, queries, targets, weights, key)
     share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
     if candidates is None:
         candidates = jnp.arange(table.shape[0]) >= FIRST_KNOWN
@@ -169,7 +171,7 @@ def item_loss(
     proposal = (1 - share) * uniform + share * popularity
     key, shared_key = jax.random.split(key)
     drawn = draw(proposal, (config.negatives,), shared_key) if config.shared else None
-    objective = partial(against_drawn, config, proposal, drawn)
+    objective = partial(against_drawn, config, proposal, candidates.sum(), drawn)
     size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
     return summed(objective, size, table, queries, targets, weights, key)
 
@@ -192,7 +194,7 @@ def draw(
     return jnp.searchsorted(cumulative, shares, side="right").astype(jnp.int32)
 
 
-def against_drawn(config, proposal, drawn, table, queries, targets, rows, key):
+def against_drawn(config, proposal, known, drawn, table, queries, targets, rows, key):
     """Targets against sampled items, of which those that are the target do not count.
 
     With `log_q`, each logit is corrected by the log of its expected count in the sample (arXiv
@@ -205,9 +207,10 @@ def against_drawn(config, proposal, drawn, table, queries, targets, rows, key):
         logits = queries @ table[drawn].T
     logits = logits.astype(jnp.float32)
     chosen = (queries * table[targets]).sum(-1).astype(jnp.float32)
-    hit = drawn == targets[:, None]
+    # Rounding gives what is never drawn a sliver of the sum of shares.
+    hit = (drawn == targets[:, None]) | (proposal[drawn] == 0)
     if config.kind == "gbce":
-        return gbce(config, len(table) - FIRST_KNOWN, chosen, logits, ~hit)
+        return gbce(config, known, chosen, logits, ~hit)
     if config.log_q:
         logits -= jnp.log(config.negatives * proposal[drawn])
     logits = jnp.where(hit, -jnp.inf, logits)
@@ -216,7 +219,7 @@ def against_drawn(config, proposal, drawn, table, queries, targets, rows, key):
 
 def gbce(config, items, chosen, logits, counts):
     """Generalised binary cross-entropy (arXiv 2308.07192, section 5)."""
-    sampled = min(1.0, config.negatives / max(items - 1, 1))
+    sampled = jnp.minimum(1.0, config.negatives / jnp.maximum(items - 1, 1).astype(jnp.float32))
     power = sampled * (config.calibration * (1 - 1 / sampled) + 1 / sampled)
     negatives = jnp.where(counts, jax.nn.softplus(logits), 0).sum(-1)
     return power * jax.nn.softplus(-chosen) + negatives

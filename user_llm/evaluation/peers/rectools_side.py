@@ -31,6 +31,7 @@ class Asked:
     layers: int
     heads: int
     dropout: float
+    similarity: str  # "cosine" or "dot"
     temperature: float
     time_bias: bool
     learning_rate: float
@@ -72,6 +73,7 @@ def make_model(asked: Asked) -> HSTUModel | SASRecModel:
         "lr": asked.learning_rate,
         "loss": "sampled_softmax",
         "n_negatives": asked.negatives,
+        "similarity_module_kwargs": {"distance": asked.similarity},
         "lightning_module_kwargs": {"logits_t": asked.temperature},
         "get_trainer_func": trainer,
     }
@@ -82,18 +84,23 @@ def make_model(asked: Asked) -> HSTUModel | SASRecModel:
 
 def best_items(
     model: HSTUModel | SASRecModel, asked: Asked, arrays: Any, targets: np.ndarray
-) -> np.ndarray:
-    """The items [U, K] that a model recommends each user for its target, -1 behind the last one."""
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The items [U, K] that a model recommends each user for its target, and what it took.
+
+    Behind the last item of a user is -1. Timed is `recommend` alone, with the data set in memory.
+    """
     users = np.arange(len(targets))
     context = None
     if model.require_recommend_context:
         moments = pd.to_datetime(arrays["timestamp"][targets], unit="s")
         context = pd.DataFrame({Columns.User: users, Columns.Datetime: moments})
     dataset = Dataset.construct(interactions(arrays, targets))
+    wall, cpu = time.perf_counter(), time.process_time()
     table = model.recommend(users, dataset, asked.best, filter_viewed=True, context=context)
+    spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     found = np.full((len(users), asked.best), -1)
     found[table[Columns.User], table[Columns.Rank] - 1] = table[Columns.Item]
-    return found
+    return found, spent
 
 
 def ndcg(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -113,15 +120,14 @@ def main() -> None:
     best, figures, started = -1.0, {}, time.perf_counter()
     for epoch in range(asked.every, asked.epochs + 1, asked.every):
         model.fit_partial(training, min_epochs=asked.every, max_epochs=asked.every)
-        found = best_items(model, asked, arrays, arrays["validation"])
+        found, _ = best_items(model, asked, arrays, arrays["validation"])
         score, seconds = ndcg(found, item[arrays["validation"]]), time.perf_counter() - started
         print(f"epoch {epoch}: NDCG {score:.4f}, {seconds:.0f} s", file=sys.stderr, flush=True)
         if score > best:
-            wall, cpu = time.perf_counter(), time.process_time()
-            np.savez(asked.answers, answers=best_items(model, asked, arrays, test))
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            figures = {"epoch": epoch, "seconds": wall, "cpu_seconds": cpu}
             best = score
+            answers, spent = best_items(model, asked, arrays, test)
+            np.savez(asked.answers, answers=answers)
+            figures = {"epoch": epoch, **spent}
         elif epoch - figures["epoch"] >= asked.patience * asked.every:
             break
     print(json.dumps(figures | {"training_seconds": time.perf_counter() - started}))

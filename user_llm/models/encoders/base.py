@@ -25,7 +25,8 @@ class EventEmbedding(nnx.Module):
     """An event's item, and on top of it the other features: one table each, projected together.
 
     With `config.content`, an item's vector is the sum of its id's and of what its content says,
-    and an item that training never saw has no id of its own.
+    and an item that training never saw has no id of its own. Content is read there, not again as a
+    feature of the event.
 
     Args:
       items: for the features named in `config.content` their encoded values [V, ...], and
@@ -40,7 +41,7 @@ class EventEmbedding(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.item, *others = features
+        self.item_feature, *others = features
         self.content_features = tuple(f for f in others if f.name in config.content)
         self.event_features = tuple(f for f in others if f.name not in config.content)
         self.scale = config.embed**0.5  # of tables: their values start small
@@ -56,7 +57,7 @@ class EventEmbedding(nnx.Module):
             inputs = width * len(features)
             return Linear(inputs, config.embed, (None, "embed"), rngs=rngs, bias=bias)
 
-        tables = {self.item.name: table(self.item, config.embed)}
+        tables = {self.item_feature.name: table(self.item_feature, config.embed)}
         vectors = {}
         for feature in others:
             if feature.kind == "vector":
@@ -77,7 +78,7 @@ class EventEmbedding(nnx.Module):
     def __call__(
         self, events: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        x = self.items(key)[events[self.item.name]] * self.scale
+        x = self.items(key)[events[self.item_feature.name]] * self.scale
         if self.proj is None:
             return x
         told = [self._embed(f, events[f.name]) for f in self.event_features]
@@ -85,7 +86,7 @@ class EventEmbedding(nnx.Module):
 
     def items(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:
         """Every item's vector; with a key, `id_dropout` of the ids are hidden, by the key alone."""
-        table = constrain(self.tables[self.item.name][...], "vocab", None)
+        table = constrain(self.tables[self.item_feature.name][...], "vocab", None)
         if self.trained is None or self.content_proj is None:
             return table
         shown = self.trained[...]
