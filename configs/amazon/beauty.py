@@ -3,6 +3,9 @@
 USER_LLM_DATA=... user-llm run configs/amazon/beauty.py --seeds 3 --record
 
 The source is a folder with S3-Rec's `Beauty.txt`.
+
+1 CPU core beside other work, 18 minutes. Test, seed 0: recall_at_10 0.0918, ndcg_at_10 0.0549; the
+best published by eSASRec (arXiv 2508.06450) are 0.0928 and 0.0531.
 """
 
 from user_llm.config import (
