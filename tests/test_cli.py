@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ["report", "runs/tiny"],
     "benchmark inference": ["benchmark", "inference", "runs/tiny"],
     "benchmark encoder": ["benchmark", "encoder", "--steps", "2"],
+    "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "zoo": ["zoo", "--items", "9"],
