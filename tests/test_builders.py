@@ -91,6 +91,16 @@ def test_movielens_reads_every_official_layout(version, tmp_path):
     assert [years[i] for i in data.items.features["year"][2:]] == ["2001", "1995", "1999"]
 
 
+def test_a_film_whose_title_names_no_year_has_none(tmp_path):
+    source = movielens_files.write(tmp_path / "raw", "1m")
+    path = source / "movies.dat"
+    path.write_bytes(path.read_bytes().replace(b" (1995)", b" (1995) II"))
+    data = load(movielens(source, tmp_path))
+    years = data.vocabularies["year"].values
+    assert years == ("1999", "2001")
+    assert data.items.features["year"].tolist() == [0, 0, 3, 0, 2]
+
+
 def test_movielens_sorts_users_and_items_by_number(tmp_path):
     ratings = [(user, 10, 3, 5) for user in (10, 9, 100)]
     source = movielens_files.write(tmp_path / "raw", "1m", ratings=ratings)

@@ -199,8 +199,21 @@ def test_restores_some_parameters_trained_or_frozen(tmp_path, mesh):
     restored = checkpoints.restore_params(abstract(wanted), prefix="encoder.")
     assert restored.config == CONFIG
     assert bits(restored.state) == bits(wanted)
-    with pytest.raises(ValueError, match=r"encoder\.c: missing"):
+    with pytest.raises(ValueError) as error:
         checkpoints.restore_params({"c": abstract(wanted["a"])}, prefix="encoder.")
+    assert str(error.value).splitlines()[1:] == [
+        "  trained.encoder.a: unexpected",  # frozen ones may be left behind, trained ones not
+        "  trained.encoder.c: missing",
+    ]
+
+
+def test_restores_the_running_mean_of_parameters_where_there_is_one(tmp_path, mesh):
+    kernel = make_state(mesh(2, 2, 2), 4)["trained"]["kernel"]
+    state = {"trained": {"a": kernel}, "average": {"a": kernel + 1}, "frozen": {"b": kernel}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, state, config=CONFIG)
+    wanted = {"a": kernel + 1, "b": kernel}
+    assert bits(checkpoints.restore_params(abstract(wanted)).state) == bits(wanted)
 
 
 def test_keeps_the_latest_and_the_best(tmp_path, mesh):
