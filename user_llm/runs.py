@@ -65,6 +65,15 @@ class Run:
         text = (folder / "config.json").read_text()
         return cls(Experiment.model_validate_json(text), folder, data_dir)
 
+    @property
+    def earlier(self) -> "Run":
+        """The run that this one grows from.
+
+        Raises:
+          ValueError: it is not there.
+        """
+        return Run.open(Path(self.experiment.grow_from), self.data_dir)
+
     @cached_property
     def config(self) -> dict:
         """The experiment as JSON."""

@@ -77,8 +77,7 @@ def grown(run: Run, fresh: Params) -> Params:
     Raises:
       ValueError: it is another encoder or reads other features; all that differs is named.
     """
-    earlier = run.experiment.grow_from
-    old = Run.open(Path(earlier), run.data_dir)
+    old = run.earlier
     free = {"window", "dropout", "id_dropout", "dtype"}  # shapes tell where the window matters
     configs = [r.experiment.encoder.model_dump(exclude=free) for r in (old, run)]
     try:
@@ -93,7 +92,7 @@ def grown(run: Run, fresh: Params) -> Params:
         abstract = grow.wanted(fresh, was, now, replicated(run.mesh))
         saved = Checkpoints(old.folder / "pretrain" / "checkpoints").restore_params(abstract)
     except ValueError as error:
-        raise ValueError(f"no encoder can grow from {earlier}: {error}") from error
+        raise ValueError(f"no encoder can grow from {old.folder}: {error}") from error
     return grow.grow(fresh, saved.state, was, now)
 
 

@@ -11,7 +11,6 @@ Of the official files, the first 2,999 users: what is asked for is each one's la
 from user_llm.config import (
     DataConfig,
     Experiment,
-    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     encoder_only,
@@ -34,7 +33,6 @@ def config() -> Experiment:
         pretrain=PretrainConfig(
             steps=3000,
             batch_size=32,
-            objective=ObjectiveConfig(kind="softmax"),
             optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50),
             validate_every=200,
             checkpoint_every=200,

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +134,7 @@ def old_users(run: Run) -> np.ndarray:
     if not run.experiment.grow_from:
         return np.zeros(0, np.int64)
     try:
-        old = Run.open(Path(run.experiment.grow_from), run.data_dir)
+        old = run.earlier
     except ValueError as error:
         logger.warning("its users are not judged apart: %s", error)
         return np.zeros(0, np.int64)

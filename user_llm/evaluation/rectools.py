@@ -23,6 +23,8 @@ from user_llm.runs import Run
 PEER = Path(__file__).with_name("peers") / "rectools_side.py"
 NEGATIVES = 128  # for each target, as in the published recipe of HSTU
 EVERY, PATIENCE = 2, 5  # epochs between validations, and of those how many without a gain
+# What RecTools' encoder has from the config of ours.
+SAME = {"window", "embed", "layers", "heads", "dropout", "similarity", "temperature", "time_bias"}
 Figures = dict[str, Any]
 
 # Of each user, whose mean `Ranking` computes; the error of a difference needs them one by one.
@@ -68,8 +70,7 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
             "data": str(Path(place, "events.npz")),
             "answers": str(Path(place, "answers.npz")),
             "kind": "hstu" if encoder.kind == "hstu" else "sasrec",
-            **encoder.model_dump(include={"window", "embed", "layers", "heads", "dropout"}),
-            **encoder.model_dump(include={"similarity", "temperature", "time_bias"}),
+            **encoder.model_dump(include=SAME),
             "learning_rate": run.experiment.pretrain.optim.learning_rate,
             "negatives": NEGATIVES,
             "epochs": epochs,

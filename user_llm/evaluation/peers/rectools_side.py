@@ -41,7 +41,7 @@ class Asked:
     patience: int  # validations without a gain that end it
     seed: int
     threads: int
-    best: int = 10  # items a user
+    best: int  # items a user
 
 
 def interactions(arrays: Any, stops: np.ndarray) -> pd.DataFrame:
