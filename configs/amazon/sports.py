@@ -13,7 +13,7 @@ def config() -> Experiment:
     beauty = load_config(str(Path(__file__).with_name("beauty.py")))
     data = beauty.data.model_copy(update={"version": "Sports_and_Outdoors"})
     # As many epochs as Beauty's; there are 1.7 times as many events.
-    longer = {"steps": 9500, "validate_every": 1000, "checkpoint_every": 1000}
+    longer = {"steps": 6000, "validate_every": 1000, "checkpoint_every": 1000}
     pretrain = beauty.pretrain.model_copy(update=longer)
     changes = {"name": "amazon_sports_encoder", "data": data, "pretrain": pretrain}
     return beauty.model_copy(update=changes)
