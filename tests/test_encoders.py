@@ -86,6 +86,15 @@ def test_packing_changes_no_state(encoder, events):
         )
 
 
+def test_states_at_some_places_are_those_of_all(encoder, events):
+    places = np.array([[4, 2], [0, 6], [6, 6], [1, 3]])
+    found = jax.jit(type(encoder).at)(encoder, events, SEGMENTS, places)
+    states = np.asarray(run(encoder, events, SEGMENTS))
+    wanted = np.take_along_axis(states, places[..., None], axis=1)
+    there = np.take_along_axis(SEGMENTS, places, axis=1) > 0
+    np.testing.assert_allclose(found[there], wanted[there], rtol=1e-5, atol=1e-5)
+
+
 def test_a_changed_event_changes_what_may_see_it_and_nothing_else(encoder, events):
     states, others = np.asarray(run(encoder, events, SEGMENTS)), random_events(1, *SEGMENTS.shape)
     for place in range(SEGMENTS.shape[1]):

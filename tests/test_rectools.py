@@ -69,6 +69,7 @@ def test_both_sides_are_judged_on_the_same_users(run, tmp_path):
     apart = hits - (np.arange(USERS) % 3 == 0)
     wanted = [apart.mean(), apart.std() / USERS**0.5]
     assert result["difference"]["recall_at_10"] == pytest.approx(wanted)
+    assert min(ours["evaluation"].values()) > 0
     assert ours["seconds"] > 0 and ours["cpu_seconds"] > 0
     assert result["items"] == len(run.dataset.items.ids) - KNOWN
     text = rectools.table(result)

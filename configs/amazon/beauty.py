@@ -4,8 +4,8 @@ USER_LLM_DATA=... user-llm run configs/amazon/beauty.py --seeds 3 --record
 
 The source is a folder with S3-Rec's `Beauty.txt`.
 
-At a width of 64, seed 0 had recall_at_10 0.0918 and ndcg_at_10 0.0549; the best published by eSASRec
-(arXiv 2508.06450) are 0.0928 and 0.0531.
+At a width of 64, seed 0 had recall_at_10 0.0918 and ndcg_at_10 0.0549; the best published by
+eSASRec (arXiv 2508.06450) are 0.0928 and 0.0531.
 """
 
 from user_llm.config import (

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -105,8 +104,7 @@ def asker(
         encoder = nnx.merge(graphdef, params)
         if not encoder.causal:
             return encoder.queries(encoder.ask(**batch))[:, None]
-        states = encoder(**batch)
-        return encoder.queries(jnp.take_along_axis(states, ends[..., None], axis=1))  # [B, S, Q]
+        return encoder.queries(encoder.at(**batch, places=ends))  # [B, S, Q]
 
     items = jax.jit(lambda params: nnx.merge(graphdef, params).item_vectors())
 

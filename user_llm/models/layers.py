@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from user_llm.config import LoRAConfig
 from user_llm.sharding import axes, constrain
@@ -152,6 +152,13 @@ def rotary(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def picked(x: Shaped[Array, "B T ..."], at: Int[Array, "B S"] | None) -> Shaped[Array, "B S ..."]:
+    """Some places of each row; all of them, where none are named."""
+    if at is None:
+        return x
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
 def attention_weights(
     q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Bool[Array, "#B #T S"]
 ) -> Float[Array, "B K G T S"]:
@@ -252,24 +259,27 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T S"],
+        mask: Bool[Array, "#B #R S"],
         *,
         positions: Int[Array, "B T"] | None = None,
         context: Float[Array, "B S C"] | None = None,
         cache: Cache | None = None,
         causal: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        at: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R D"], Cache]:
         """The output, and the keys and values that made it.
 
         With a cache, the new keys and values join it at their positions, and `mask` is over slots.
         `causal` promises of a mask that no query sees later keys, which saves looking at them.
+        Of the output at some places `at` alone, the mask too has these rows alone.
         """
         keys, values = self.keys_values(x if context is None else context, positions)
+        x, positions = picked(x, at), None if positions is None else picked(positions, at)
         if cache is None:
             cache = KVCache(
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
             )
-            if causal:
+            if causal and at is None:
                 y = attend_causally(self.queries(x, positions), *cache, mask)
                 return self.o_proj(y), cache
         elif positions is None:
@@ -342,21 +352,23 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T S"],
+        mask: Bool[Array, "#B #R S"],
         positions: Int[Array, "B T"],
         *,
         cache: Cache | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """The block's output, and its attention's keys and values."""
+        at: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R D"], Cache]:
+        """The block's output, `at` some places alone if asked, and its attention's cache."""
         keys = (None, None) if key is None else jax.random.split(key)
 
         def weighed(gate, h):
             return h if gate is None else h * jax.nn.sigmoid(gate(x))
 
         h, cache = self.self_attn(
-            self.input_layernorm(x), mask, positions=positions, cache=cache, causal=True
+            self.input_layernorm(x), mask, positions=positions, cache=cache, causal=True, at=at
         )
+        x = picked(x, at)
         x += weighed(self.attn_gate, dropout(h, self.dropout, keys[0]))
         h = self.mlp(self.post_attention_layernorm(x))
         x += weighed(self.mlp_gate, dropout(h, self.dropout, keys[1]))

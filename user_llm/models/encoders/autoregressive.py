@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask, segment_positions
-from user_llm.models.layers import Block, RMSNorm
+from user_llm.models.layers import Block, RMSNorm, picked
 
 
 class AutoregressiveEncoder(Encoder):
@@ -42,6 +42,20 @@ class AutoregressiveEncoder(Encoder):
 
         x, _ = jax.lax.scan(layer, x, (self.layers, keys))
         return self.norm(x)
+
+    def at(
+        self, events: dict[str, Array], segments: Int[Array, "B T"], places: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
+        """As the base; of the last layer no more is computed than these states and all keys."""
+        mask, positions = causal_mask(segments), segment_positions(segments)
+        before = jax.tree.map(lambda stacked: stacked[:-1], self.layers)
+        last = jax.tree.map(lambda stacked: stacked[-1], self.layers)
+
+        def layer(x, block):
+            return block(x, mask, positions)[0], None
+
+        x, _ = jax.lax.scan(layer, self.embed(events), before)
+        return self.norm(last(x, picked(mask, places), positions, at=places)[0])
 
     def extend(
         self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache

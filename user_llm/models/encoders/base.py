@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EncoderConfig, FeatureConfig
-from user_llm.models.layers import KVCache, Linear, dropout
+from user_llm.models.layers import KVCache, Linear, dropout, picked
 from user_llm.sharding import axes, constrain
 
 
@@ -200,10 +200,16 @@ class Encoder(nnx.Module):
         """
         raise NotImplementedError
 
+    def at(
+        self, events: dict[str, Array], segments: Int[Array, "B T"], places: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
+        """The states of the events at some places of each row, which may cost less than all."""
+        return picked(self(events, segments), places)
+
     def ask(self, events: dict[str, Array], segments: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """The state that tells what comes after each row's only timeline."""
         last = jnp.maximum((segments > 0).sum(1) - 1, 0)
-        return jnp.take_along_axis(self(events, segments), last[:, None, None], axis=1)[:, 0]
+        return self.at(events, segments, last[:, None])[:, 0]
 
     def queries(self, states: Float[Array, "... D"]) -> Float[Array, "... Q"]:
         """What is compared with the item vectors, in float32."""
