@@ -1,4 +1,4 @@
-r"""Users and films that training never sees: a tenth of the users is held out, and of the films.
+r"""Users and films that training never sees: a fifth of the users, a tenth of the films.
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record \
@@ -17,7 +17,7 @@ from user_llm.config import Experiment
 
 def config() -> Experiment:
     ids = load_config(str(Path(__file__).with_name("encoder.py")))
-    held_out = {"held_out_users": 0.1, "held_out_items": 0.1}
+    held_out = {"held_out_users": 0.2, "held_out_items": 0.1}
     data = {"features": ("item", "genres", "year")} | held_out
     content = {"content": ("genres", "year"), "id_dropout": 0.2}
     return ids.model_copy(
@@ -25,5 +25,6 @@ def config() -> Experiment:
             "name": "movielens_1m_cold",
             "data": ids.data.model_copy(update=data),
             "encoder": ids.encoder.model_copy(update=content),
+            "pretrain": ids.pretrain.model_copy(update={"steps": 2400}),
         }
     )
