@@ -26,7 +26,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "runs/tiny"],
     "report": ["report", "runs/tiny"],
     "benchmark inference": ["benchmark", "inference", "runs/tiny"],
-    "benchmark encoder": ["benchmark", "encoder", "--steps", "2"],
+    "benchmark encoder": ["benchmark", "encoder", "--steps", "2", "--rectools", "python3"],
     "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],

@@ -64,3 +64,7 @@ def test_both_sides_are_timed_and_recorded(tmp_path, monkeypatch):
     assert abs(ours / peer - 1) < 0.1
     text = encoder_benchmark.table(result)
     assert "user_llm" in text and "× torch" in text and "wanted: ≥ 1.3" in text
+    ours, theirs = {"seconds": 2.0, "cpu_seconds": 4.0}, {"seconds": 9.0, "cpu_seconds": 10.0}
+    evaluated = result | {"evaluation": {"user_llm": ours, "RecTools": theirs}}
+    *_, speeds, _, ratios = encoder_benchmark.table(evaluated).splitlines()
+    assert speeds.split()[-2:] == ["20", "10"] and ratios.split()[2:4] == ["4.50", "2.50"]

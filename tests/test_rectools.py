@@ -13,8 +13,10 @@ from runs_made import EXPERIMENT
 from user_llm import stages
 from user_llm.config import MeshConfig
 from user_llm.data.features import KNOWN
+from user_llm.data.movielens_shape import Shape
 from user_llm.evaluation import rectools
 from user_llm.evaluation.next_item import encoder_ranker
+from user_llm.evaluation.peers.work import Work
 from user_llm.runs import Run
 from user_llm.sharding import make_mesh
 
@@ -76,20 +78,25 @@ def test_both_sides_are_judged_on_the_same_users(run, tmp_path):
     assert "RecTools sasrec" in text and "epoch 2, 9 s" in text and "15         8" in text
 
 
-def test_what_is_asked_is_what_the_process_takes(run, tmp_path, monkeypatch):
-    def call(python, asked):
-        raise ValueError(",".join(asked))
-
-    monkeypatch.setattr(rectools, "call", call)
+def test_what_is_asked_is_what_the_process_takes(run, tmp_path):
+    telling = "#!{python}\nimport json, sys\nraise SystemExit(','.join(json.loads(sys.argv[2])))"
     (taken,) = (
         node
         for node in ast.parse(rectools.PEER.read_text()).body
         if isinstance(node, ast.ClassDef) and node.name == "Asked"
     )
     names = {line.target.id for line in taken.body if isinstance(line, ast.AnnAssign)}
-    with pytest.raises(ValueError) as told:
-        rectools.compare(run, "python")
-    assert set(str(told.value).split(",")) == names
+    with pytest.raises(ValueError, match=r"rectools_side.py failed:\n") as told:
+        rectools.compare(run, interpreter(tmp_path, telling))
+    assert set(str(told.value).splitlines()[-1].split(",")) == names
+
+
+def test_evaluation_asks_both_for_the_last_event_of_everyone(tmp_path):
+    shape = Shape(users=40, items=60, events=800, shortest=5, longest=50)
+    work = Work("", shape.items, window=16, embed=8)
+    ours, theirs = rectools.evaluation(interpreter(tmp_path), work, shape).values()
+    assert min(ours[name] for name in rectools.SPENT) > 0
+    assert [theirs[name] for name in rectools.SPENT] == [4, 8]
 
 
 def test_ranks_are_places_in_the_answers():

@@ -172,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         text += " (default: %(default)s)"
         encoder.add_argument(flag, type=int, default=default, metavar="N", help=text)
+    encoder.add_argument(
+        "--rectools",
+        metavar="PYTHON",
+        help="of an environment in which RecTools is installed: evaluates beside it too",
+    )
     rectools.add_argument(
         "--python",
         required=True,

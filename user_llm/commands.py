@@ -68,9 +68,11 @@ def benchmark_inference(folder: Path) -> None:
     print(benchmark.table(benchmark.inference(Run.open(folder))))
 
 
-def benchmark_encoder(folder: Path, steps: int, rounds: int) -> None:
+def benchmark_encoder(folder: Path, steps: int, rounds: int, rectools: str | None) -> None:
     """Times an encoder's training beside its peers and prints the table."""
-    result = encoder_benchmark.benchmark(folder, steps=steps, rounds=rounds)
+    result = encoder_benchmark.benchmark(
+        folder, steps=steps, rounds=rounds, rectools_python=rectools
+    )
     print(encoder_benchmark.table(result))
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from user_llm.data.movielens_shape import MOVIELENS_1M, Shape, timelines
-from user_llm.evaluation import records
-from user_llm.evaluation.peers.work import Work
+from user_llm.evaluation import records, rectools
+from user_llm.evaluation.peers.work import Work, cores
 
 SIDES = {
     "user_llm": "user_llm.evaluation.encoder_side",
@@ -26,18 +26,26 @@ SIDES = {
 }
 LOSSES = {"softmax": 2.0, "sampled_softmax": 1.3}  # with how many times the peer's targets a second
 MEMORY = 0.5  # of the peer's, at most
+EVALUATION = 4.0  # times the users that RecTools recommends to in a second
 
 Rows = list[dict[str, Any]]
 
 
 def benchmark(
-    folder: Path, *, steps: int = 24, rounds: int = 3, shape: Shape = MOVIELENS_1M, **sizes: Any
+    folder: Path,
+    *,
+    steps: int = 24,
+    rounds: int = 3,
+    shape: Shape = MOVIELENS_1M,
+    rectools_python: str | None = None,
+    **sizes: Any,
 ) -> dict[str, Any]:
     """Both sides' figures for each loss, written to `benchmark.json` in the folder.
 
     Args:
       steps: counted steps of each process; 47 are about an epoch.
       rounds: processes of each side.
+      rectools_python: the interpreter of an environment that has RecTools, to evaluate beside it.
       sizes: fields of `Work` in which it differs from its defaults.
 
     Raises:
@@ -58,17 +66,11 @@ def benchmark(
         "rounds": rounds,
         "load_average": [started[0], os.getloadavg()[0]],
         "rows": rows,
+        "evaluation": rectools_python and rectools.evaluation(rectools_python, work, shape),
     }
     folder.mkdir(parents=True, exist_ok=True)
     records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
     return result
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def shown(items: np.ndarray, offsets: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,4 +150,12 @@ def table(result: dict[str, Any]) -> str:
             f"{'':17}{'× torch':15}{per_second:12.2f}{per_cpu:12.2f}{memory:12.2f}"
             f"   wanted: ≥ {LOSSES[loss]}, memory ≤ {MEMORY}"
         )
+    if result["evaluation"]:
+        users, lines = result["shape"]["users"], [*lines, f"{'':32}{'users/s':>12}{'/CPU-s':>12}"]
+        for side, spent in result["evaluation"].items():
+            speeds = "".join(f"{users / spent[name]:12.0f}" for name in rectools.SPENT)
+            lines.append(f"{'evaluation':17}{side:15}{speeds}")
+        ours, peer = result["evaluation"].values()
+        times = "".join(f"{peer[name] / ours[name]:12.2f}" for name in rectools.SPENT)
+        lines.append(f"{'':17}{'× RecTools':15}{times}   wanted: ≥ {EVALUATION}")
     return "\n".join(lines)

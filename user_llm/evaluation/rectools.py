@@ -9,17 +9,24 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from tqdm.auto import tqdm
 
 from user_llm import stages
+from user_llm.config import EncoderConfig, MeshConfig
+from user_llm.data import movielens_shape
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
+from user_llm.data.movielens_shape import Shape
 from user_llm.data.timelines import user_of
 from user_llm.evaluation import records
-from user_llm.evaluation.encoder_benchmark import cores
+from user_llm.evaluation.encoder_side import encoder_config
 from user_llm.evaluation.metrics import NDCG_DEPTH, Ranking
 from user_llm.evaluation.next_item import encoder_ranker
+from user_llm.evaluation.peers.work import Work, cores
+from user_llm.models.encoders import AutoregressiveEncoder
 from user_llm.runs import Run
+from user_llm.sharding import make_mesh
 
 PEER = Path(__file__).with_name("peers") / "rectools_side.py"
 NEGATIVES = 128  # for each target, as in the published recipe of HSTU
@@ -74,44 +81,18 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
         **spent(lambda: recommender.best(data, np.arange(users), NDCG_DEPTH)),
         "evaluation": spent(lambda: ranker(params)),
     }
-    with TemporaryDirectory() as place:
-        asked = {
-            "data": str(Path(place, "events.npz")),
-            "answers": str(Path(place, "answers.npz")),
-            "kind": "hstu" if encoder.kind == "hstu" else "sasrec",
-            **encoder.model_dump(include=SAME),
-            "learning_rate": run.experiment.pretrain.optim.learning_rate,
-            "negatives": NEGATIVES,
-            "epochs": epochs,
-            "every": min(EVERY, epochs),
-            "patience": PATIENCE,
-            "seed": run.experiment.seed,
-            "threads": cores(),
-            "best": NDCG_DEPTH,
-        }
-        np.savez(
-            asked["data"],
-            item=data.item,
-            timestamp=data.times,
-            offsets=data.offsets,
-            validation=split.validation,
-            test=split.test,
-        )
-        peer = call(python, asked)
-        with np.load(asked["answers"]) as file:
-            answers = file["answers"]
+    rate, seed = run.experiment.pretrain.optim.learning_rate, run.experiment.seed
+    asked = peer_config(encoder, epochs=epochs, learning_rate=rate, seed=seed)
+    peer, answers = call(python, asked, data, split.validation, split.test)
     theirs = ranks_of(answers, data.item[split.test])
-    rows = [
-        ours,
-        {"system": f"RecTools {asked['kind']}", **figures(theirs), **peer},
-    ]
+    rows = [ours, {"system": f"RecTools {asked['kind']}", **figures(theirs), **peer}]
     gains = {name: gain(ranks) - gain(theirs) for name, gain in GAINS.items()}
     result = {
         "experiment": run.experiment.name,
         **records.provenance(),
         "users": users,
         "items": len(data.items.ids) - KNOWN,
-        "asked": {k: v for k, v in asked.items() if k not in ("data", "answers")},
+        "asked": asked,
         "rows": rows,
         # Of the same users' differences, so their standard error is that of pairs.
         "difference": {
@@ -120,6 +101,46 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
     }
     records.write_atomically(run.folder / "rectools.json", json.dumps(result, indent=1))
     return result
+
+
+def evaluation(python: str, work: Work, shape: Shape) -> dict[str, Figures]:
+    """What it takes to evaluate encoders of that size, which for RecTools is to recommend.
+
+    Each side is asked for the last event of every made-up timeline. Neither has learned anything to
+    speak of, and it takes no less when they have.
+    """
+    items, offsets = movielens_shape.timelines(shape)
+    data, config = movielens_shape.dataset(items, offsets, shape.items), encoder_config(work)
+    targets = offsets[1:] - 1
+
+    def make_encoder(rngs):
+        return AutoregressiveEncoder(config, data.inputs, rngs=rngs)
+
+    ranker = encoder_ranker(make_encoder, data, targets, mesh=make_mesh(MeshConfig()))
+    params = nnx.to_pure_dict(nnx.state(make_encoder(nnx.Rngs(0))))
+    asked = peer_config(config, epochs=1, learning_rate=work.learning_rate, seed=0)
+    return {
+        "user_llm": spent(lambda: ranker(params)),
+        "RecTools": call(python, asked, data, targets - 1, targets)[0],
+    }
+
+
+def peer_config(
+    encoder: EncoderConfig, *, epochs: int, learning_rate: float, seed: int
+) -> dict[str, Any]:
+    """What RecTools is told to train: an encoder of the same size."""
+    return {
+        "kind": "hstu" if encoder.kind == "hstu" else "sasrec",
+        **encoder.model_dump(include=SAME),
+        "learning_rate": learning_rate,
+        "negatives": NEGATIVES,
+        "epochs": epochs,
+        "every": min(EVERY, epochs),
+        "patience": PATIENCE,
+        "seed": seed,
+        "threads": cores(),
+        "best": NDCG_DEPTH,
+    }
 
 
 def figures(ranks: np.ndarray) -> Figures:
@@ -150,16 +171,31 @@ def spent(work: Callable[[], Any]) -> Figures:
     return dict(zip(SPENT, map(min, zip(*found[1:], strict=True)), strict=True))
 
 
-def call(python: str, asked: Figures) -> Figures:
-    """What RecTools' process says; it tells of its epochs while it runs.
+def call(
+    python: str, asked: Figures, data: Dataset, validation: np.ndarray, test: np.ndarray
+) -> tuple[Figures, np.ndarray]:
+    """What RecTools' process says, and what it answers at the test events [N, K].
+
+    It learns from the events before those of validation, and tells of its epochs while it runs.
 
     Raises:
       ValueError: it failed, or there is no such interpreter.
     """
-    command = [python, str(PEER), json.dumps(asked)]
-    with TemporaryFile("w+") as out:
+    with TemporaryDirectory() as place, TemporaryFile("w+") as out:
+        events, answers = Path(place, "events.npz"), Path(place, "answers.npz")
+        np.savez(
+            events,
+            item=data.item,
+            timestamp=data.times,
+            offsets=data.offsets,
+            validation=validation,
+            test=test,
+        )
+        told = json.dumps(asked | {"data": str(events), "answers": str(answers)})
         try:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                [python, str(PEER), told], stdout=out, stderr=subprocess.PIPE, text=True
+            )
         except OSError as error:
             raise ValueError(
                 f"{python} cannot be run ({error}); give --python that of an environment with "
@@ -171,11 +207,11 @@ def call(python: str, asked: Figures) -> Figures:
                 said.append(line)
                 if line.startswith("epoch "):
                     tqdm.write(f"RecTools {line.rstrip()}")
+        if process.returncode:
+            raise ValueError(f"{PEER.name} failed:\n{''.join(said[-20:]).strip()}")
         out.seek(0)
-        told = out.read()
-    if process.returncode:
-        raise ValueError(f"{PEER.name} failed:\n{''.join(said[-20:]).strip()}")
-    return json.loads(told.splitlines()[-1])
+        with np.load(answers) as file:
+            return json.loads(out.read().splitlines()[-1]), file["answers"]
 
 
 def table(result: Figures) -> str:

@@ -4,6 +4,7 @@ Standard library and numpy only: a side imports what it trains with, and no more
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +38,13 @@ class Work:
 def asked() -> Work:
     """The work that this process was started for."""
     return Work(**json.loads(sys.argv[1]))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def timelines(work: Work) -> tuple[np.ndarray, np.ndarray]:
