@@ -192,7 +192,7 @@ def test_only_candidates_are_held_against_the_targets(options):
 
 
 def test_what_rounding_draws_of_no_share_does_not_count(monkeypatch):
-    def fixed(proposal, shape, key):
+    def fixed(proposal, all_alike, shape, key):
         return jnp.broadcast_to(jnp.array([5, 9]), shape)
 
     monkeypatch.setattr(objectives, "draw", fixed)
@@ -229,7 +229,7 @@ def test_gbce_is_its_formula_on_the_items_drawn(shared, monkeypatch):
     targets, count, t = np.array([[2, 3, 3, 9], [3, 4, 10, 2]]), 4, 0.75
     drawn = np.array([5, 9, 5, 3])
 
-    def fixed(proposal, shape, key):
+    def fixed(proposal, all_alike, shape, key):
         return jnp.broadcast_to(jnp.asarray(drawn), shape)
 
     monkeypatch.setattr(objectives, "draw", fixed)

@@ -26,6 +26,7 @@ SIDES = {
 }
 LOSSES = {"softmax": 2.0, "sampled_softmax": 1.3}  # with how many times the peer's targets a second
 MEMORY = 0.5  # of the peer's, at most
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `launch/local.sh` asks for
 EVALUATION = 4.0  # times the users that RecTools recommends to in a second
 
 Rows = list[dict[str, Any]]
@@ -101,7 +102,7 @@ def run(module: str, work: Work) -> dict[str, Any]:
     """
     told = json.dumps(dataclasses.asdict(work))
     command = [sys.executable, "-m", module, told]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=HUGE_PAGES | os.environ)
     if done.returncode:
         raise ValueError(f"{' '.join(command[:-1])} failed:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])

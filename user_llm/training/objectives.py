@@ -166,13 +166,15 @@ def item_loss(
         objective = partial(in_batch, config, popularity)
         return summed(objective, IN_BATCH, table, queries, targets, weights, key)
     share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
+    all_alike = share == 0 and candidates is None
     if candidates is None:
         candidates = jnp.arange(table.shape[0]) >= FIRST_KNOWN
     uniform = candidates.astype(jnp.float32) / candidates.sum().astype(jnp.float32)
     proposal = (1 - share) * uniform + share * popularity
     key, shared_key = jax.random.split(key)
-    drawn = draw(proposal, (config.negatives,), shared_key) if config.shared else None
-    objective = partial(against_drawn, config, proposal, candidates.sum(), drawn)
+    pick = partial(draw, proposal, all_alike)
+    drawn = pick((config.negatives,), shared_key) if config.shared else None
+    objective = partial(against_drawn, config, proposal, candidates.sum(), pick, drawn)
     size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
     return summed(objective, size, table, queries, targets, weights, key)
 
@@ -192,22 +194,24 @@ def frequency(
 
 
 def draw(
-    proposal: Float[Array, " V"], shape: tuple[int, ...], key: Key[Array, ""]
+    proposal: Float[Array, " V"], all_alike: bool, shape: tuple[int, ...], key: Key[Array, ""]
 ) -> Int[Array, "..."]:
-    """Items by that distribution, with replacement."""
+    """Items by that distribution, with replacement; no search is needed if all are alike in it."""
+    if all_alike:
+        return jax.random.randint(key, shape, FIRST_KNOWN, len(proposal), jnp.int32)
     cumulative = jnp.cumsum(proposal)
     shares = jax.random.uniform(key, shape) * cumulative[-1]
     return jnp.searchsorted(cumulative, shares, side="right").astype(jnp.int32)
 
 
-def against_drawn(config, proposal, known, drawn, table, queries, targets, rows, key):
+def against_drawn(config, proposal, known, pick, drawn, table, queries, targets, rows, key):
     """Targets against sampled items, of which those that are the target do not count.
 
     With `log_q`, each logit is corrected by the log of its expected count in the sample (arXiv
     1412.2007, section 3), so the expected normaliser is that of all known items.
     """
     if drawn is None:
-        drawn = draw(proposal, (len(targets), config.negatives), key)
+        drawn = pick((len(targets), config.negatives), key)
         logits = jnp.einsum("nq,nsq->ns", queries, table[drawn])
     else:
         logits = queries @ table[drawn].T
