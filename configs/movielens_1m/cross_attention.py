@@ -1,6 +1,6 @@
 """A decoder of 3 M parameters reads MovieLens 1M users by cross-attention and names the next film.
 
-USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py
+USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --seeds 3
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cross_attention.py --record
 
 1 CPU core, 39 minutes beside the encoder's. Test, 2,000 users: recall_at_10 0.167 (one seed),
@@ -29,7 +29,7 @@ def config() -> Experiment:
     return encoder.model_copy(
         update={
             "name": "movielens_1m_cross_attention",
-            "encoder_from": f"runs/{encoder.name}",
+            "encoder_from": f"runs/{encoder.name}/seed-0",
             "language_model": LanguageModelConfig(weights="models/stories3M"),
             "system": SystemConfig(
                 perceiver=PerceiverConfig(latents=0),  # one memory token per event
