@@ -142,17 +142,18 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
 
 
 def rotary(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float
+    x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], theta: float
 ) -> Float[Array, "B T N H"]:
     """Rotates pairs (i, i + H / 2) by position-dependent angles (arXiv 2104.09864)."""
     frequency = theta ** (-jnp.arange(0, x.shape[-1], 2, dtype=jnp.float32) / x.shape[-1])
     angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, T, 1, H / 2]
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    # Behind a barrier, or XLA computes them anew for each of the values that they turn.
+    sin, cos = jax.lax.optimization_barrier((jnp.sin(angle), jnp.cos(angle)))
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def picked(x: Shaped[Array, "B T ..."], at: Int[Array, "B S"] | None) -> Shaped[Array, "B S ..."]:
+def picked(x: Shaped[Array, "#B T ..."], at: Int[Array, "B S"] | None) -> Shaped[Array, "#B _ ..."]:
     """Some places of each row; all of them, where none are named."""
     if at is None:
         return x
@@ -261,7 +262,7 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #R S"],
         *,
-        positions: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "#B T"] | None = None,
         context: Float[Array, "B S C"] | None = None,
         cache: Cache | None = None,
         causal: bool = False,
@@ -353,7 +354,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #R S"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "#B T"],
         *,
         cache: Cache | None = None,
         key: Key[Array, ""] | None = None,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from user_llm.models.encoders.base import Encoder, EventCache, causal_mask, segment_positions
+from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
 from user_llm.models.layers import Block, RMSNorm, picked
 
 
@@ -33,7 +33,7 @@ class AutoregressiveEncoder(Encoder):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         x, keys = self.inputs(events, key)
-        mask, positions = causal_mask(segments), segment_positions(segments)
+        mask, positions = causal_mask(segments), row_positions(segments)
 
         @jax.checkpoint
         def layer(x, block_and_key):
@@ -47,7 +47,7 @@ class AutoregressiveEncoder(Encoder):
         self, events: dict[str, Array], segments: Int[Array, "B T"], places: Int[Array, "B S"]
     ) -> Float[Array, "B S D"]:
         """As the base; of the last layer no more is computed than these states and all keys."""
-        mask, positions = causal_mask(segments), segment_positions(segments)
+        mask, positions = causal_mask(segments), row_positions(segments)
         before = jax.tree.map(lambda stacked: stacked[:-1], self.layers)
         last = jax.tree.map(lambda stacked: stacked[-1], self.layers)
 
@@ -68,3 +68,8 @@ class AutoregressiveEncoder(Encoder):
 
         x, layers = jax.lax.scan(layer, self.embed(events), (self.layers, cache.layers))
         return self.norm(x), cache._replace(layers=layers)
+
+
+def row_positions(segments: Int[Array, "B T"]) -> Int[Array, "1 T"]:
+    """Positions that serve every segment of a row, since only their differences count."""
+    return jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
