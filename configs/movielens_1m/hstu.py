@@ -6,6 +6,9 @@ USER_LLM_DATA=... user-llm run configs/movielens_1m/hstu.py --record \
 
 Of the official files, the first 2,999 users: what is asked for is each one's last rating among all
 3,000-odd rated movies, and as in the published code the time of the query is known.
+
+1 CPU core beside other work, 23 minutes. Test, with time: recall_at_10 0.297, ndcg_at_10 0.173.
+Without time it has not been measured.
 """
 
 from user_llm.config import (
