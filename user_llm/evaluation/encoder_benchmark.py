@@ -135,7 +135,7 @@ def table(result: dict[str, Any]) -> str:
     load = " to ".join(f"{x:.1f}" for x in result["load_average"])
     lines = [
         f"{result['shape']['users']} users, {result['shape']['items']} items, "
-        f"{rows[0]['targets_per_epoch']} targets an epoch; {work['steps']} steps of about "
+        f"{rows[0]['targets_per_epoch']} targets an epoch\n{work['steps']} steps of about "
         f"{work['users']} users; {work['threads']} threads, load average {load}",
         f"{'':32}{'targets/s':>12}{'/CPU-s':>12}{'memory, MB':>12}{'parameters':>12}{'a block':>9}",
     ]
