@@ -2,9 +2,9 @@
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder.py --seeds 3 --record
 
-1 CPU core beside other work, 57 minutes a seed where it was left alone (71 and 78 where it was
-halted for measurements). Test, mean of 3 seeds: recall_at_10 0.324 ±0.002, ndcg_at_10 0.189 ±0.002.
-SASRec+ (arXiv 2309.07602) is published with 0.315 and 0.182.
+1 CPU core beside other work, 57, 71 and 78 minutes a seed, two of them halted for measurements.
+Test, mean of 3 seeds: recall_at_10 0.324 ±0.002, ndcg_at_10 0.189 ±0.002. SASRec+ (arXiv
+2309.07602) is published with 0.315 and 0.182.
 """
 
 from user_llm.config import (

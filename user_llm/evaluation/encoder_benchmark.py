@@ -52,12 +52,14 @@ def benchmark(
     Raises:
       ValueError: a side could not do its work, or the sides' work differs.
     """
-    started, rows = os.getloadavg(), []
+    started, rows, evaluation = os.getloadavg(), [], None
     with TemporaryDirectory() as place:
         data = Path(place, "timelines.npz")
         work = Work(str(data), shape.items, steps=steps, threads=cores(), **sizes)
         items, offsets = shown(*timelines(shape), work.window)
         np.savez(data, items=items, offsets=offsets)
+        if rectools_python is not None:  # first, for it may turn out that it has no RecTools
+            evaluation = rectools.evaluation(rectools_python, work, shape)
         for loss in tqdm(LOSSES, desc="benchmark", leave=False):
             rows += compare(dataclasses.replace(work, loss=loss), rounds)
     result = {
@@ -67,7 +69,7 @@ def benchmark(
         "rounds": rounds,
         "load_average": [started[0], os.getloadavg()[0]],
         "rows": rows,
-        "evaluation": rectools_python and rectools.evaluation(rectools_python, work, shape),
+        "evaluation": evaluation,
     }
     folder.mkdir(parents=True, exist_ok=True)
     records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
@@ -152,7 +154,8 @@ def table(result: dict[str, Any]) -> str:
             f"   wanted: ≥ {LOSSES[loss]}, memory ≤ {MEMORY}"
         )
     if result["evaluation"]:
-        users, lines = result["shape"]["users"], [*lines, f"{'':32}{'users/s':>12}{'/CPU-s':>12}"]
+        users = result["shape"]["users"]
+        lines.append(f"{'':32}{'users/s':>12}{'/CPU-s':>12}")
         for side, spent in result["evaluation"].items():
             speeds = "".join(f"{users / spent[name]:12.0f}" for name in rectools.SPENT)
             lines.append(f"{'evaluation':17}{side:15}{speeds}")

@@ -272,10 +272,11 @@ class Attention(nnx.Module):
 
         With a cache, the new keys and values join it at their positions, and `mask` is over slots.
         `causal` promises of a mask that no query sees later keys, which saves looking at them.
-        Of the output at some places `at` alone, the mask too has these rows alone.
+        With `at`, the output and the mask are those of some places of x; not beside a cache.
         """
         keys, values = self.keys_values(x if context is None else context, positions)
-        x, positions = picked(x, at), None if positions is None else picked(positions, at)
+        x = picked(x, at)
+        positions = None if positions is None else picked(positions, at)
         if cache is None:
             cache = KVCache(
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
@@ -374,36 +375,3 @@ class Block(nnx.Module):
         h = self.mlp(self.post_attention_layernorm(x))
         x += weighed(self.mlp_gate, dropout(h, self.dropout, keys[1]))
         return constrain(x, "batch", None, None), cache
-
-
-class BertBlock(nnx.Module):
-    """A post-norm Transformer block with biases and GELU (arXiv 1810.04805, section 3)."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp: int,
-        *,
-        rngs: nnx.Rngs,
-        eps: float = 1e-12,
-        dropout: float = 0.0,
-    ):
-        self.dropout = dropout
-        self.self_attn = Attention(width, heads, bias=True, rngs=rngs)
-        self.attn_norm, self.mlp_norm = LayerNorm(width, eps), LayerNorm(width, eps)
-        self.up_proj = Linear(width, mlp, ("embed", "mlp"), bias=True, rngs=rngs)
-        self.down_proj = Linear(mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T S"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = self.attn_norm(x + dropout(self.self_attn(x, mask)[0], self.dropout, keys[0]))
-        h = self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False))
-        x = self.mlp_norm(x + dropout(h, self.dropout, keys[1]))
-        return constrain(x, "batch", None, None)

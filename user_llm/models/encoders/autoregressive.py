@@ -33,29 +33,17 @@ class AutoregressiveEncoder(Encoder):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         x, keys = self.inputs(events, key)
-        mask, positions = causal_mask(segments), row_positions(segments)
-
-        @jax.checkpoint
-        def layer(x, block_and_key):
-            block, key = block_and_key
-            return block(x, mask, positions, key=key)[0], None
-
-        x, _ = jax.lax.scan(layer, x, (self.layers, keys))
-        return self.norm(x)
+        return self.norm(through(self.layers, x, segments, keys))
 
     def at(
         self, events: dict[str, Array], segments: Int[Array, "B T"], places: Int[Array, "B S"]
     ) -> Float[Array, "B S D"]:
         """As the base; of the last layer no more is computed than these states and all keys."""
-        mask, positions = causal_mask(segments), row_positions(segments)
         before = jax.tree.map(lambda stacked: stacked[:-1], self.layers)
         last = jax.tree.map(lambda stacked: stacked[-1], self.layers)
-
-        def layer(x, block):
-            return block(x, mask, positions)[0], None
-
-        x, _ = jax.lax.scan(layer, self.embed(events), before)
-        return self.norm(last(x, picked(mask, places), positions, at=places)[0])
+        x = through(before, self.embed(events), segments)
+        mask = picked(causal_mask(segments), places)
+        return self.norm(last(x, mask, row_positions(segments), at=places)[0])
 
     def extend(
         self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
@@ -68,6 +56,23 @@ class AutoregressiveEncoder(Encoder):
 
         x, layers = jax.lax.scan(layer, self.embed(events), (self.layers, cache.layers))
         return self.norm(x), cache._replace(layers=layers)
+
+
+def through(
+    layers: Block,  # stacked
+    x: Float[Array, "B T D"],
+    segments: Int[Array, "B T"],
+    keys: Key[Array, " L"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Events in the light of their segment, through one layer after the other."""
+    mask, positions = causal_mask(segments), row_positions(segments)
+
+    @jax.checkpoint
+    def layer(x, block_and_key):
+        block, key = block_and_key
+        return block(x, mask, positions, key=key)[0], None
+
+    return jax.lax.scan(layer, x, (layers, keys))[0]
 
 
 def row_positions(segments: Int[Array, "B T"]) -> Int[Array, "1 T"]:

@@ -6,8 +6,41 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
-from user_llm.models.layers import BertBlock, Linear, dropout
+from user_llm.models.layers import Attention, LayerNorm, Linear, dropout
 from user_llm.sharding import axes, constrain
+
+
+class BertBlock(nnx.Module):
+    """A post-norm Transformer block with biases and GELU (arXiv 1810.04805, section 3)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        rngs: nnx.Rngs,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+    ):
+        self.dropout = dropout
+        self.self_attn = Attention(width, heads, bias=True, rngs=rngs)
+        self.attn_norm, self.mlp_norm = LayerNorm(width, eps), LayerNorm(width, eps)
+        self.up_proj = Linear(width, mlp, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Linear(mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T S"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self.attn_norm(x + dropout(self.self_attn(x, mask)[0], self.dropout, keys[0]))
+        h = self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False))
+        x = self.mlp_norm(x + dropout(h, self.dropout, keys[1]))
+        return constrain(x, "batch", None, None)
 
 
 class BERT4RecEncoder(Encoder):
