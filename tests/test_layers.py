@@ -15,10 +15,12 @@ from user_llm.models.layers import (
     Block,
     KVCache,
     Linear,
+    Positions,
     RMSNorm,
     attend,
     attention_weights,
     dropout,
+    rematerialized,
     rotary,
 )
 
@@ -27,8 +29,8 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def positions(batch, length):
-    return jnp.broadcast_to(jnp.arange(length), (batch, length))
+def positions(length, head_dim):
+    return Positions.of(jnp.arange(length)[None], head_dim)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -54,7 +56,7 @@ def test_rotary_is_that_of_transformers():
         torch.tensor(q), torch.tensor(k), angle.cos(), angle.sin(), unsqueeze_dim=2
     )
     for x, y in zip((q, k), theirs, strict=True):
-        ours = rotary(jnp.asarray(x), jnp.asarray(at), 1000.0)
+        ours = rotary(jnp.asarray(x), Positions.of(jnp.asarray(at), 8, theta=1000.0))
         np.testing.assert_allclose(ours, y, atol=2e-5)
 
 
@@ -84,15 +86,15 @@ def test_query_that_sees_nothing_gets_nothing():
 
 def test_attention_by_cache_is_attention_at_once():
     length, heads = 6, 2
-    attention = Attention(8, 4, kv_heads=heads, theta=100.0, rngs=nnx.Rngs(0))
+    attention = Attention(8, 4, kv_heads=heads, rngs=nnx.Rngs(0))
     x, causal = jnp.asarray(normal(0, 2, length, 8)), jnp.tril(jnp.ones((1, length, length), bool))
-    whole, _ = attention(x, causal, positions=positions(2, length))
+    whole, _ = attention(x, causal, positions=positions(length, 2))
     cache = KVCache.empty(2, heads, slots=length + 2, head_dim=2)
     offsets = jnp.array([[0], [0]])
     for t in range(length):
         at = offsets + t
         mask = jnp.arange(length + 2) <= at[..., None]
-        y, cache = attention(x[:, t : t + 1], mask, positions=at, cache=cache)
+        y, cache = attention(x[:, t : t + 1], mask, positions=Positions.of(at, 2), cache=cache)
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-6)
 
 
@@ -160,12 +162,21 @@ def test_dropout_drops_each_value_alike_by_the_nearest_share_of_256(rate):
     assert jnp.abs(together - share**2) < 4 * spread
 
 
+@pytest.mark.parametrize(("wrap", "draws"), [(jax.checkpoint, 2), (rematerialized, 1)])
+def test_rematerialisation_draws_no_dropout_again(wrap, draws):
+    def loss(x, key):
+        return wrap(lambda x: jnp.tanh(dropout(x, 0.5, key)))(x).sum()
+
+    steps = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((3, 8)), jax.random.key(0)))
+    assert steps.count("random_bits[") == draws
+
+
 def test_block_drops_out_differently_for_each_key():
     block = Block(8, 2, 16, rngs=nnx.Rngs(0), dropout=0.5)
     x, mask = jnp.asarray(normal(0, 1, 3, 8)), jnp.ones((1, 3, 3), bool)
 
     def run(key):
-        return block(x, mask, positions(1, 3), key=key)[0]
+        return block(x, mask, positions(3, 4), key=key)[0]
 
     np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
     assert not np.allclose(run(jax.random.key(1)), run(jax.random.key(2)))
@@ -175,5 +186,5 @@ def test_block_drops_out_differently_for_each_key():
 def test_block_keeps_the_type_of_the_activations():
     block = Block(8, 2, 16, rngs=nnx.Rngs(0), lora=LoRAConfig(rank=2))
     x = jnp.asarray(normal(0, 1, 3, 8), jnp.bfloat16)
-    y, cache = block(x, jnp.ones((1, 3, 3), bool), positions(1, 3), key=jax.random.key(0))
+    y, cache = block(x, jnp.ones((1, 3, 3), bool), positions(3, 4), key=jax.random.key(0))
     assert y.dtype == cache.keys.dtype == cache.values.dtype == jnp.bfloat16

@@ -170,8 +170,9 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], list[Any]]:
     """The last hidden states of an unstacked decoder, and each layer's cache with them."""
     every, written = len(decoder.layers) // decoder.groups, []
+    there = decoder.positions(positions)
     for i, (block, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
-        x, cache = block(x, mask, positions, cache=cache)
+        x, cache = block(x, mask, there, cache=cache)
         written.append(cache)
         if crossed and (i + 1) % every == 0:
             x = decoder.cross[i // every](x, crossed.layers[i // every], crossed.mask)

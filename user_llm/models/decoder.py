@@ -15,6 +15,7 @@ from user_llm.models.layers import (
     KVCache,
     Linear,
     Memory,
+    Positions,
     RMSNorm,
     attend,
     attention_weights,
@@ -83,7 +84,6 @@ class Decoder(nnx.Module):
                 config.intermediate_size,
                 kv_heads=config.num_key_value_heads,
                 head_dim=config.head_dim,
-                theta=config.rope_theta,
                 eps=config.rms_norm_eps,
                 lora=lora,
                 param_dtype=dtype,
@@ -121,6 +121,10 @@ class Decoder(nnx.Module):
         table = constrain(self.embed_tokens[...].astype(self.config.dtype), "vocab", None)
         return constrain(table[tokens], "batch", None, None)
 
+    def positions(self, at: Int[Array, "#B T"]) -> Positions:
+        """What the blocks know of where their tokens stand."""
+        return Positions.of(at, self.config.head_dim, self.config.rope_theta)
+
     def head(self) -> Float[Array, "D V"]:
         """The matrix from the last hidden states to logits."""
         kernel = self.lm_head.kernel[...] if self.lm_head else self.embed_tokens[...].T
@@ -138,7 +142,7 @@ class Decoder(nnx.Module):
 
     def _scan(self, x: Array, memory: Memory | None, look: bool = False) -> tuple[Array, Any]:
         length = x.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
+        positions = self.positions(jnp.arange(length)[None])
         causal = jnp.tril(jnp.ones((1, length, length), bool))
 
         @jax.checkpoint

@@ -1,11 +1,14 @@
 """The parts that every model is made of: norm, linear, rotary positions, attention, one block."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from user_llm.config import LoRAConfig
@@ -13,6 +16,11 @@ from user_llm.sharding import axes, constrain
 
 NO_LORA = LoRAConfig()
 CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
+# Of a layer so wrapped, the way back makes all anew but what dropout drew: that is small and dear.
+DRAWN = "drawn"
+rematerialized = partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(DRAWN)
+)
 
 
 class Memory(NamedTuple):
@@ -20,6 +28,26 @@ class Memory(NamedTuple):
 
     tokens: Float[Array, "B M D"]
     mask: Bool[Array, "B M"]  # True where there is a token
+
+
+class Positions(NamedTuple):
+    """Where tokens stand, and by which angles rotary attention turns what stands there.
+
+    A model makes them once for all layers. Inside of a layer, XLA:CPU would fuse a sine and a
+    cosine into each value that they turn; positions known beforehand make constants instead.
+    """
+
+    at: Int[Array, "#B T"]
+    sin: Float[Array, "#B T 1 F"]  # F: half of a head's width
+    cos: Float[Array, "#B T 1 F"]
+
+    @staticmethod
+    def of(at: Array | np.ndarray, head_dim: int, theta: float = 10_000.0) -> "Positions":
+        """Those of `at` [#B, T], which is numpy's where it is known."""
+        lib: Any = np if isinstance(at, np.ndarray) else jnp
+        frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+        angle = at[..., None, None].astype(np.float32) * frequency
+        return Positions(*map(jnp.asarray, (at, lib.sin(angle), lib.cos(angle))))
 
 
 @runtime_checkable
@@ -136,20 +164,16 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     share = min(max(round(rate * 256), 1), 255)
     # A random word is enough for four values, and most of the cost.
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+    words = checkpoint_name(words, DRAWN)
     octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)
     keep = octets[..., : x.shape[-1]] >= share
     return jnp.where(keep, x * (256 / (256 - share)), jnp.zeros((), x.dtype))
 
 
-def rotary(
-    x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], theta: float
-) -> Float[Array, "B T N H"]:
+def rotary(x: Float[Array, "B T N H"], positions: Positions) -> Float[Array, "B T N H"]:
     """Rotates pairs (i, i + H / 2) by position-dependent angles (arXiv 2104.09864)."""
-    frequency = theta ** (-jnp.arange(0, x.shape[-1], 2, dtype=jnp.float32) / x.shape[-1])
-    angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, T, 1, H / 2]
-    # Behind a barrier, or XLA computes them anew for each of the values that they turn.
-    sin, cos = jax.lax.optimization_barrier((jnp.sin(angle), jnp.cos(angle)))
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    sin, cos = positions.sin, positions.cos
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -227,7 +251,6 @@ class Attention(nnx.Module):
         kv_heads: int | None = None,
         head_dim: int | None = None,
         context: int | None = None,  # width of what is attended to
-        theta: float | None = None,  # of rotary positions; None: no positions
         bias: bool = False,
         lora: LoRAConfig = NO_LORA,
         param_dtype=jnp.float32,
@@ -240,7 +263,7 @@ class Attention(nnx.Module):
             kinds = {"bias": bias, "lora": own, "param_dtype": param_dtype}
             return Linear(inputs, outputs, names, rngs=rngs, **kinds)
 
-        self.heads, self.kv_heads, self.theta = heads, kv_heads, theta
+        self.heads, self.kv_heads = heads, kv_heads
         self.q_proj = linear("q_proj", width, heads * head_dim, ("embed", "heads"))
         self.k_proj = linear("k_proj", context, kv_heads * head_dim, ("embed", "heads"))
         self.v_proj = linear("v_proj", context, kv_heads * head_dim, ("embed", "heads"))
@@ -255,14 +278,14 @@ class Attention(nnx.Module):
 
     def _split(self, x, heads, positions):
         x = rearrange(x, "b t (n h) -> b t n h", n=heads)
-        return x if self.theta is None or positions is None else rotary(x, positions, self.theta)
+        return x if positions is None else rotary(x, positions)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #R S"],
         *,
-        positions: Int[Array, "#B T"] | None = None,
+        positions: Positions | None = None,
         context: Float[Array, "B S C"] | None = None,
         cache: Cache | None = None,
         causal: bool = False,
@@ -276,7 +299,7 @@ class Attention(nnx.Module):
         """
         keys, values = self.keys_values(x if context is None else context, positions)
         x = picked(x, at)
-        positions = None if positions is None else picked(positions, at)
+        positions = jax.tree.map(lambda there: picked(there, at), positions)
         if cache is None:
             cache = KVCache(
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
@@ -287,7 +310,7 @@ class Attention(nnx.Module):
         elif positions is None:
             raise ValueError("a cache is written at positions; give them")
         else:
-            cache = cache.write(keys, values, positions)
+            cache = cache.write(keys, values, positions.at)
         return self.o_proj(cache.attend(self.queries(x, positions), mask)), cache
 
 
@@ -330,7 +353,6 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
         kv_heads: int | None = None,
         head_dim: int | None = None,
-        theta: float | None = 10_000.0,
         eps: float = 1e-5,
         dropout: float = 0.0,
         gated: bool = False,
@@ -340,9 +362,7 @@ class Block(nnx.Module):
         kinds = {"rngs": rngs, "lora": lora, "param_dtype": param_dtype}
         self.dropout = dropout
         self.input_layernorm = RMSNorm(width, eps, param_dtype)
-        self.self_attn = Attention(
-            width, heads, kv_heads=kv_heads, head_dim=head_dim, theta=theta, **kinds
-        )
+        self.self_attn = Attention(width, heads, kv_heads=kv_heads, head_dim=head_dim, **kinds)
         self.post_attention_layernorm = RMSNorm(width, eps, param_dtype)
         self.mlp = MLP(width, mlp, **kinds)
 
@@ -355,7 +375,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #R S"],
-        positions: Int[Array, "#B T"],
+        positions: Positions,
         *,
         cache: Cache | None = None,
         key: Key[Array, ""] | None = None,

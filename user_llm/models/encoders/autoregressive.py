@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
-from user_llm.models.layers import Block, RMSNorm, picked
+from user_llm.models.layers import Block, Positions, RMSNorm, picked, rematerialized
 
 
 class AutoregressiveEncoder(Encoder):
@@ -33,7 +34,8 @@ class AutoregressiveEncoder(Encoder):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         x, keys = self.inputs(events, key)
-        return self.norm(through(self.layers, x, segments, keys))
+        mask, positions = causal_mask(segments), self.in_row(segments)
+        return self.norm(through(self.layers, x, mask, positions, keys))
 
     def at(
         self, events: dict[str, Array], segments: Int[Array, "B T"], places: Int[Array, "B S"]
@@ -41,40 +43,44 @@ class AutoregressiveEncoder(Encoder):
         """As the base; of the last layer no more is computed than these states and all keys."""
         before = jax.tree.map(lambda stacked: stacked[:-1], self.layers)
         last = jax.tree.map(lambda stacked: stacked[-1], self.layers)
-        x = through(before, self.embed(events), segments)
-        mask = picked(causal_mask(segments), places)
-        return self.norm(last(x, mask, row_positions(segments), at=places)[0])
+        mask, positions = causal_mask(segments), self.in_row(segments)
+        x = through(before, self.embed(events), mask, positions)
+        return self.norm(last(x, picked(mask, places), positions, at=places)[0])
 
     def extend(
         self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
     ) -> tuple[Float[Array, "B K D"], EventCache]:
         mask = jnp.arange(self.config.window) <= positions[..., None]
+        there = self.positions(positions)
 
         def layer(x, block_and_cache):
             block, cache = block_and_cache
-            return block(x, mask, positions, cache=cache)
+            return block(x, mask, there, cache=cache)
 
         x, layers = jax.lax.scan(layer, self.embed(events), (self.layers, cache.layers))
         return self.norm(x), cache._replace(layers=layers)
+
+    def positions(self, at: Array | np.ndarray) -> Positions:
+        """What the blocks know of where their events stand."""
+        return Positions.of(at, self.config.embed // self.config.heads)
+
+    def in_row(self, segments: Int[Array, "B T"]) -> Positions:
+        """Positions that serve every segment of a row, since only their differences count."""
+        return self.positions(np.arange(segments.shape[1])[None])
 
 
 def through(
     layers: Block,  # stacked
     x: Float[Array, "B T D"],
-    segments: Int[Array, "B T"],
+    mask: Bool[Array, "B T T"],
+    positions: Positions,
     keys: Key[Array, " L"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """Events in the light of their segment, through one layer after the other."""
-    mask, positions = causal_mask(segments), row_positions(segments)
+    """Events in the light of those that the mask shows, through one layer after the other."""
 
-    @jax.checkpoint
+    @rematerialized
     def layer(x, block_and_key):
         block, key = block_and_key
         return block(x, mask, positions, key=key)[0], None
 
     return jax.lax.scan(layer, x, (layers, keys))[0]
-
-
-def row_positions(segments: Int[Array, "B T"]) -> Int[Array, "1 T"]:
-    """Positions that serve every segment of a row, since only their differences count."""
-    return jnp.arange(segments.shape[1], dtype=jnp.int32)[None]

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
-from user_llm.models.layers import Attention, LayerNorm, Linear, dropout
+from user_llm.models.layers import Attention, LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
 
 
@@ -85,7 +85,7 @@ class BERT4RecEncoder(Encoder):
         x = dropout(x, self.config.dropout, None if keys is None else keys[0])
         mask = same_segment(segments)
 
-        @jax.checkpoint
+        @rematerialized
         def layer(x, block_and_key):
             block, key = block_and_key
             return block(x, mask, key=key), None

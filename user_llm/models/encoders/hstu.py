@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EVENT_TIME, QUERY_TIME, EncoderConfig
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
-from user_llm.models.layers import KVCache, LayerNorm, Linear, dropout
+from user_llm.models.layers import KVCache, LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
 
 BUCKETS = 128  # of logarithmic time
@@ -91,7 +91,7 @@ class HSTUEncoder(Encoder):
         distances = jnp.clip(index[:, None] - index, 0, self.config.window - 1)
         buckets = self._buckets(events, events.get(EVENT_TIME))
 
-        @jax.checkpoint
+        @rematerialized
         def layer(x, layer_and_key):
             layer, key = layer_and_key
             # The mask is made anew in each layer: of all that a layer reads it is the largest.
