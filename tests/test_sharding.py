@@ -12,6 +12,7 @@ from user_llm.sharding import (
     MESH_AXES,
     axes,
     batch_sharding,
+    by_shards,
     constrain,
     make_mesh,
     replicated,
@@ -121,3 +122,42 @@ def test_minus_one_takes_the_devices_that_are_left():
 def test_a_mesh_that_does_not_use_every_device_once_is_refused(sizes):
     with pytest.raises(ValueError, match=r"does not fit 8 devices; choose .* product is 8"):
         make_mesh(MeshConfig(**sizes))
+
+
+def products(table, rows):
+    """The sum of a loop over rows, and what is each row's own."""
+
+    def add(total, x):
+        return total + x.T @ x @ table, x @ table
+
+    total, own = jax.lax.scan(add, jnp.zeros_like(table), rows.reshape(2, -1, *rows.shape[1:]))
+    return total, own.reshape(rows.shape)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), SHAPES)
+def test_sums_over_shards_are_those_of_the_whole_batch(mesh, data, fsdp, tensor):
+    mesh, table = mesh(data, fsdp, tensor), jnp.eye(3)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)))
+    placed = jax.device_put(rows, batch_sharding(mesh))
+
+    def communicates(program):
+        """Whether the loop does; its body is the part with the product."""
+        bodies = [part for part in program.as_text().split("\n\n") if " dot(" in part]
+        return any("all-reduce(" in part or "all-gather(" in part for part in bodies)
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda *x: by_shards(products, *x)).lower(table, placed).compile()
+        plain = jax.jit(products).lower(table, placed).compile()
+        total, own = program(table, placed)
+    np.testing.assert_allclose(total, rows.T @ rows, rtol=1e-5)
+    np.testing.assert_allclose(own, rows, rtol=1e-6)
+    assert not communicates(program)
+    assert communicates(plain) == (data * fsdp > 1)
+
+
+def test_rows_that_shards_do_not_divide_are_one_shard(mesh):
+    rows = jnp.arange(5.0)
+    with jax.set_mesh(mesh(8, 1, 1)):
+        total, own = by_shards(lambda scale, x: ((scale * x).sum(), x), jnp.float32(2), rows)
+    assert total == 20
+    np.testing.assert_array_equal(own, rows)

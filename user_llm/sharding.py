@@ -4,7 +4,8 @@ Modules name the dimensions of their parameters with `axes` and of their activat
 `constrain`; neither needs a mesh to be built or run. `shardings` turns the names into placements.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +83,31 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The placement of a batch: its first dimension over `data` and `fsdp`."""
     return NamedSharding(mesh, P(RULES["batch"]))
+
+
+def by_shards(f: Callable, whole: Any, *rows: jax.Array) -> tuple[Any, Any]:
+    """`f(whole, *rows)` on each shard of a batch: its sums are added up, its rows put together.
+
+    A loop in f communicates nothing, where one over the whole batch does with every sum in it.
+    Where there is no mesh, or it does not divide the rows, the batch is one shard.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), RULES["batch"]
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    if shards == 1 or len(rows[0]) % shards:
+        return f(whole, *rows)
+
+    def shard(whole, *rows):
+        sums, own = f(whole, *rows)
+        return jax.lax.psum(sums, axes), own
+
+    split = jax.shard_map(
+        shard,
+        in_specs=(P(), *(P(axes) for _ in rows)),
+        out_specs=(P(), P(axes)),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return split(whole, *rows)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Summed weighted -log softmax(hidden @ head)[target]; [B, T, V] never exists."""
     size = chunk_size(head.shape[1])
-    return summed(softmax, size, head, hidden, targets, weights, jax.random.key(0))
+    return summed(softmax, size, True, head, hidden, targets, weights, jax.random.key(0))
 
 
 def encoder_loss(

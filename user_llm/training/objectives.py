@@ -14,17 +14,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
+from user_llm.sharding import by_shards
 
 IN_BATCH = 512  # queries whose targets are each other's negatives
+LANES = 16  # a multiple of which XLA:CPU multiplies a third faster into
 FIRST_KNOWN = 2  # ids below are "missing" and "out of vocabulary"
 
 Objective = Callable[[Array, Array, Array, Array, Array], Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def summed(
     objective: Objective,
     size: int,
+    apart: bool,
     table: Float[Array, "..."],
     queries: Float[Array, "B T Q"],
     targets: Int[Array, "B T"],
@@ -35,6 +38,9 @@ def summed(
 
     [B, T, V] never exists: each chunk's gradient is made along with its loss, while its logits are
     there. Chunks are of about `size` queries, cut along time, which no mesh axis splits.
+
+    Where queries are `apart`, for nothing is drawn and none is another's negative, every shard of
+    the batch has chunks of its own. They meet but once, and not over the table of each chunk.
     """
     chunks = split(size, targets.shape, queries, targets, weights, key)
     add = partial(chunk_loss, objective, table)
@@ -42,7 +48,15 @@ def summed(
     return total
 
 
-def summed_forward(objective, size, table, queries, targets, weights, key):
+def summed_forward(objective, size, apart, table, queries, targets, weights, key):
+    found, columns = partial(gradients, objective, size), (queries, targets, weights)
+    found = partial(by_shards, found) if apart else found
+    (total, by_table), by_queries = found((table, key), *columns)
+    return total, (by_table.astype(table.dtype), by_queries)
+
+
+def gradients(objective, size, table_and_key, queries, targets, weights):
+    table, key = table_and_key
     grad = jax.value_and_grad(partial(chunk_loss, objective), argnums=(0, 1))
 
     def add(sums, chunk):
@@ -51,12 +65,12 @@ def summed_forward(objective, size, table, queries, targets, weights, key):
 
     zeros = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
     chunks = split(size, targets.shape, queries, targets, weights, key)
-    (total, by_table), by_queries = jax.lax.scan(add, zeros, chunks)
-    return total, (by_table.astype(table.dtype), joined(by_queries, queries.shape))
+    sums, by_queries = jax.lax.scan(add, zeros, chunks)
+    return sums, joined(by_queries, queries.shape)
 
 
-def summed_backward(objective, size, gradients, cotangent):
-    by_table, by_queries = (x * cotangent.astype(x.dtype) for x in gradients)
+def summed_backward(objective, size, apart, found, cotangent):
+    by_table, by_queries = (x * cotangent.astype(x.dtype) for x in found)
     return by_table, by_queries, None, None, None
 
 
@@ -137,7 +151,8 @@ def softmax_backward(residuals, cotangent):
     error = jax.vmap(lambda row, target, x: row.at[target].add(-x))(shares, targets, total)
     error = error.astype(head.dtype)
     scale = (cotangent / total)[:, None].astype(head.dtype)
-    return (queries * scale).T @ error, (error @ head.T) * scale, None, None
+    by_queries = error @ jnp.pad(head.T, ((0, 0), (0, -len(head) % LANES)))
+    return (queries * scale).T @ error, by_queries[:, : len(head)] * scale, None, None
 
 
 negative_log_softmax.defvjp(softmax_forward, softmax_backward)
@@ -157,14 +172,13 @@ def item_loss(
     Only candidates are held against the targets, where there are any; in a batch, its targets.
     """
     if config.kind == "softmax":
-        table, queries = aligned(table), aligned(queries)
         objective = partial(softmax, candidates=candidates)
         size = chunk_size(table.shape[0])
-        return summed(objective, size, table.T, queries, targets, weights, key)
+        return summed(objective, size, True, table.T, queries, targets, weights, key)
     popularity = frequency(table.shape[0], targets, weights)
     if config.kind == "in_batch":
         objective = partial(in_batch, config, popularity)
-        return summed(objective, IN_BATCH, table, queries, targets, weights, key)
+        return summed(objective, IN_BATCH, False, table, queries, targets, weights, key)
     share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
     all_alike = share == 0 and candidates is None
     if candidates is None:
@@ -176,12 +190,7 @@ def item_loss(
     drawn = pick((config.negatives,), shared_key) if config.shared else None
     objective = partial(against_drawn, config, proposal, candidates.sum(), pick, drawn)
     size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
-    return summed(objective, size, table, queries, targets, weights, key)
-
-
-def aligned(x: Float[Array, "... Q"]) -> Float[Array, "... P"]:
-    """With columns of zeros up to a multiple of 16, of which matrix products are made faster."""
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -x.shape[-1] % 16),))
+    return summed(objective, size, False, table, queries, targets, weights, key)
 
 
 def frequency(
