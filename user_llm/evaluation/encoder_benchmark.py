@@ -27,6 +27,7 @@ SIDES = {
 LOSSES = {"softmax": 2.0, "sampled_softmax": 1.3}  # with how many times the peer's targets a second
 MEMORY = 0.5  # of the peer's, at most
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `launch/local.sh` asks for
+DEVICES = "JAX_NUM_CPU_DEVICES"  # one for each core: small operations gain little from threads
 EVALUATION = 4.0  # times the users that RecTools recommends to in a second
 
 Rows = list[dict[str, Any]]
@@ -104,7 +105,8 @@ def run(module: str, work: Work) -> dict[str, Any]:
     """
     told = json.dumps(dataclasses.asdict(work))
     command = [sys.executable, "-m", module, told]
-    done = subprocess.run(command, capture_output=True, text=True, env=HUGE_PAGES | os.environ)
+    env = HUGE_PAGES | {DEVICES: str(work.threads)} | os.environ
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise ValueError(f"{' '.join(command[:-1])} failed:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -74,9 +74,10 @@ def trainer(work: Work, source: pipeline.PackedTimelines, mesh: Mesh):
     graphdef, abstract, init = loop.setup(make_encoder, tx, nnx.Param, mesh)
     step = loop.make_train_step(graphdef, loss, tx, abstract)
     key, state = jax.random.key(0), init(jax.random.key(0))
+    rows, devices = work.users * len(source) / users, mesh.devices.size
     batches = pipeline.batches(
         source,
-        batch_size=max(1, round(work.users * len(source) / users)),  # as many targets a step
+        batch_size=max(1, round(rows / devices)) * devices,  # as many targets a step
         steps=work.warmup + work.steps,
         seed=0,
         mesh=mesh,
@@ -98,7 +99,7 @@ def trainer(work: Work, source: pipeline.PackedTimelines, mesh: Mesh):
 def main() -> None:
     baseline, work = memory(), asked()
     source = packed(work)
-    train, params = trainer(work, source, make_mesh(MeshConfig(), jax.devices()[:1]))
+    train, params = trainer(work, source, make_mesh(MeshConfig()))
 
     def size(tree) -> int:
         return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
