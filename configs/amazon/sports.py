@@ -1,6 +1,10 @@
 """The encoder alone on Amazon Sports and Outdoors, as in `beauty.py`: item ids only.
 
 USER_LLM_DATA=... user-llm run configs/amazon/sports.py --seeds 3 --record
+
+1 CPU core beside other work, about an hour a seed. Test of two seeds, the third is not trained:
+recall_at_10 0.0549 and 0.0549, ndcg_at_10 0.0318 and 0.0317. The best published by eSASRec (arXiv
+2508.06450), 0.0569 and 0.0323, is missed by 3.5 and 1.7 %; validation still rises at the end.
 """
 
 from pathlib import Path

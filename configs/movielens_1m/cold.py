@@ -2,11 +2,16 @@ r"""Users and films that training never sees: a fifth of the users, a tenth of t
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record
 USER_LLM_DATA=... user-llm run configs/movielens_1m/cold.py --record \
-    --data.features item --encoder.content --encoder.id-dropout 0 --name movielens_1m_cold_ids_alone
+    --data.features item --encoder.content --encoder.id-dropout 0 --pretrain.steps 600 \
+    --name movielens_1m_cold_ids_alone
 
 A film's vector is the sum of its id's and of its content's, its genres and its year; an id is
 hidden now and then, so that content alone comes to say where a film belongs. Without content, what
-was never seen is never recommended.
+was never seen is never recommended, however long the training.
+
+1 CPU core beside other work, 45 minutes with halts. Test, recall_at_10: 0.304 for users of the
+training, 0.316 for those held out; 0.044 where a film is asked for that no training had, 15 times
+what chance gives.
 """
 
 from pathlib import Path
