@@ -11,7 +11,7 @@ was never seen is never recommended, however long the training.
 
 1 CPU core beside other work, 45 minutes with halts. Test, recall_at_10: 0.304 for users of the
 training, 0.316 for those held out; 0.044 where a film is asked for that no training had, 15 times
-what chance gives.
+what chance gives. Of ids alone, after 7 minutes: 0.267, 0.278 and 0.
 """
 
 from pathlib import Path
