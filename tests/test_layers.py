@@ -60,6 +60,14 @@ def test_rotary_is_that_of_transformers():
         np.testing.assert_allclose(ours, y, atol=2e-5)
 
 
+@pytest.mark.parametrize(("lib", "sines"), [(np, 0), (jnp, 1)])
+def test_angles_of_known_positions_are_constants(lib, sines):
+    program = jax.jit(lambda x: rotary(x, Positions.of(lib.arange(5)[None], 8))).lower(
+        jnp.ones((2, 5, 4, 8))
+    )
+    assert program.as_text().count("stablehlo.sine") == sines
+
+
 def test_grouped_attention_is_that_of_torch():
     q, k, v = normal(0, 2, 5, 6, 8), normal(1, 2, 2, 7, 8), normal(2, 2, 2, 7, 8)
     mask = np.random.default_rng(3).random((2, 5, 7)) < 0.5

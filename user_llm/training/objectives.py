@@ -49,9 +49,10 @@ def summed(
 
 
 def summed_forward(objective, size, apart, table, queries, targets, weights, key):
-    found, columns = partial(gradients, objective, size), (queries, targets, weights)
-    found = partial(by_shards, found) if apart else found
-    (total, by_table), by_queries = found((table, key), *columns)
+    find = partial(gradients, objective, size)
+    if apart:
+        find = partial(by_shards, find)
+    (total, by_table), by_queries = find((table, key), queries, targets, weights)
     return total, (by_table.astype(table.dtype), by_queries)
 
 

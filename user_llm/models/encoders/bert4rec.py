@@ -5,29 +5,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from user_llm.config import EncoderConfig
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
 from user_llm.models.layers import Attention, LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
+
+EPS = 1e-12  # of the norms, BERT's own
 
 
 class BertBlock(nnx.Module):
     """A post-norm Transformer block with biases and GELU (arXiv 1810.04805, section 3)."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp: int,
-        *,
-        rngs: nnx.Rngs,
-        eps: float = 1e-12,
-        dropout: float = 0.0,
-    ):
-        self.dropout = dropout
-        self.self_attn = Attention(width, heads, bias=True, rngs=rngs)
-        self.attn_norm, self.mlp_norm = LayerNorm(width, eps), LayerNorm(width, eps)
-        self.up_proj = Linear(width, mlp, ("embed", "mlp"), bias=True, rngs=rngs)
-        self.down_proj = Linear(mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        width = config.embed
+        self.dropout = config.dropout
+        self.self_attn = Attention(width, config.heads, bias=True, rngs=rngs)
+        self.attn_norm, self.mlp_norm = LayerNorm(width, EPS), LayerNorm(width, EPS)
+        self.up_proj = Linear(width, config.mlp, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Linear(config.mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
 
     def __call__(
         self,
@@ -61,7 +56,7 @@ class BERT4RecEncoder(Encoder):
         self.positions = nnx.Param(positions, **axes(None, "embed"))
 
         def block(rngs):
-            return BertBlock(width, config.heads, config.mlp, dropout=config.dropout, rngs=rngs)
+            return BertBlock(config, rngs=rngs)
 
         self.layers = jax.vmap(block)(rngs.split(config.layers))
         self.out_proj = Linear(width, width, ("embed", None), rngs=rngs, bias=True)
