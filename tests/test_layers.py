@@ -9,20 +9,17 @@ from flax import nnx
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from user_llm.config import LoRAConfig
-from user_llm.models.layers import (
-    MLP,
+from user_llm.models.attention import (
     Attention,
-    Block,
     KVCache,
-    Linear,
     Positions,
-    RMSNorm,
     attend,
     attention_weights,
-    dropout,
-    rematerialized,
+    frequencies,
     rotary,
 )
+from user_llm.models.blocks import Block
+from user_llm.models.layers import MLP, Linear, RMSNorm, dropout, rematerialized
 
 
 def normal(seed, *shape):
@@ -30,7 +27,7 @@ def normal(seed, *shape):
 
 
 def positions(length, head_dim):
-    return Positions.of(jnp.arange(length)[None], head_dim)
+    return Positions.of(jnp.arange(length)[None], frequencies(head_dim))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -56,13 +53,13 @@ def test_rotary_is_that_of_transformers():
         torch.tensor(q), torch.tensor(k), angle.cos(), angle.sin(), unsqueeze_dim=2
     )
     for x, y in zip((q, k), theirs, strict=True):
-        ours = rotary(jnp.asarray(x), Positions.of(jnp.asarray(at), 8, theta=1000.0))
+        ours = rotary(jnp.asarray(x), Positions.of(jnp.asarray(at), frequencies(8, 1000.0)))
         np.testing.assert_allclose(ours, y, atol=2e-5)
 
 
 @pytest.mark.parametrize(("lib", "sines"), [(np, 0), (jnp, 1)])
 def test_angles_of_known_positions_are_constants(lib, sines):
-    program = jax.jit(lambda x: rotary(x, Positions.of(lib.arange(5)[None], 8))).lower(
+    program = jax.jit(lambda x: rotary(x, Positions.of(lib.arange(5)[None], frequencies(8)))).lower(
         jnp.ones((2, 5, 4, 8))
     )
     assert program.as_text().count("stablehlo.sine") == sines
@@ -102,7 +99,9 @@ def test_attention_by_cache_is_attention_at_once():
     for t in range(length):
         at = offsets + t
         mask = jnp.arange(length + 2) <= at[..., None]
-        y, cache = attention(x[:, t : t + 1], mask, positions=Positions.of(at, 2), cache=cache)
+        y, cache = attention(
+            x[:, t : t + 1], mask, positions=Positions.of(at, frequencies(2)), cache=cache
+        )
         np.testing.assert_allclose(y[:, 0], whole[:, t], atol=1e-6)
 
 

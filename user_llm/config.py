@@ -146,9 +146,37 @@ class CrossAttentionConfig(Config):
     gate: float = 0.5  # the tanh gate's value at the start; 0 leaves the plain decoder untouched
 
 
+class RopeScaling(Config):
+    """How the angles of rotary positions are slowed down for longer texts than before.
+
+    `linear`: all by `factor` (arXiv 2306.15595). `llama3`: those that turn less than
+    `low_freq_factor` times in the original length by `factor`, those that turn more than
+    `high_freq_factor` times not at all, and between them gradually (Llama 3.1, arXiv 2407.21783).
+    """
+
+    rope_type: Literal["linear", "llama3"]
+    factor: float = Field(gt=0)
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _complete(self):
+        own = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        wrong = [x for x in own if (getattr(self, x) is None) == (self.rope_type == "llama3")]
+        if wrong:
+            raise ValueError(f"rope_type {self.rope_type!r} with {', '.join(wrong)} wrongly set")
+        return self
+
+
+ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
 class DecoderConfig(Config):
     """A decoder's architecture, in the words of Hugging Face's `config.json`."""
 
+    model_type: ModelType = "llama"  # the family, whose peculiarities are in `models.families`
     vocab_size: PositiveInt = 1024
     hidden_size: PositiveInt = 128
     intermediate_size: PositiveInt = 352
@@ -158,19 +186,46 @@ class DecoderConfig(Config):
     head_dim: PositiveInt = 32
     max_position_embeddings: PositiveInt = 512
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rope_local_base_freq: float | None = None  # theta of the layers that slide; None: the same
+    sliding_window: PositiveInt | None = None  # tokens that a sliding layer sees, its own included
+    layer_types: tuple[LayerType, ...] = ()  # empty: all slide if there is a window, else none
+    query_pre_attn_scalar: PositiveInt | None = (
+        None  # scores are divided by its root; None: head_dim
+    )
+    attn_logit_softcapping: float | None = None  # c of c * tanh(x / c); None: not capped
+    final_logit_softcapping: float | None = None
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     dtype: Dtype = "float32"  # of the activations
     param_dtype: Dtype = "float32"  # of the weights at rest
 
     @model_validator(mode="after")
-    def _groups_divide(self):
+    def _consistent(self):
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
+        if len(self.layer_types) not in (0, self.num_hidden_layers):
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} of {self.num_hidden_layers} layers"
+            )
+        if "sliding_attention" in self.layer_types and not self.sliding_window:
+            raise ValueError("layer_types has sliding_attention; give its sliding_window")
         return self
+
+    @property
+    def shares_width(self) -> bool:
+        """Whether the heads together are as wide as the hidden states."""
+        return self.head_dim * self.num_attention_heads == self.hidden_size
+
+    @property
+    def slides(self) -> tuple[bool, ...]:
+        """Which layers see no further back than `sliding_window`."""
+        if self.layer_types:
+            return tuple(kind == "sliding_attention" for kind in self.layer_types)
+        return (self.sliding_window is not None,) * self.num_hidden_layers
 
 
 class LanguageModelConfig(Config):

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.inference.buckets import bucket
 from user_llm.inference.generate import Generator, forward
-from user_llm.models.layers import KVCache, Memory
+from user_llm.models.attention import KVCache, capped
+from user_llm.models.layers import Memory
 
 
 class Table(NamedTuple):
@@ -109,21 +110,24 @@ class BeamCache(NamedTuple):
             values=put(self.values, rearrange(values, "b w k h -> b k w h"), self.depth, 3),
         )
 
-    def attend(self, q: Float[Array, "B W N H"], mask: Bool[Array, "B 1 SR"]) -> Array:
+    def attend(
+        self, q: Float[Array, "B W N H"], mask: Bool[Array, "B #W SR"], softcap: float | None = None
+    ) -> Array:
         q = rearrange(q, "b w (k g) h -> b k w g h", k=self.keys.shape[1]) * q.shape[-1] ** -0.5
         shared = jnp.einsum("bkwgh,bksh->bkwgs", q, self.prompt.keys)
         own = jnp.einsum("bkwgh,bkwhr->bkwgr", q, self.keys)
-        shared, own = _softmax((shared, own), mask[:, :, None, None])
+        shared, own = _softmax((shared, own), mask[:, None, :, None], softcap)
         y = jnp.einsum("bkwgs,bksh->bkwgh", shared, self.prompt.values)
         y += jnp.einsum("bkwgr,bkwrh->bkwgh", own, self.values)
         return rearrange(y, "b k w g h -> b w (k g h)")
 
 
-def _softmax(parts: tuple[Array, Array], mask: Array) -> list[Array]:
+def _softmax(parts: tuple[Array, Array], mask: Array, softcap: float | None) -> list[Array]:
     """The softmax of both parts together in float32, which to concatenate would take longer."""
     masks = jnp.split(mask, [parts[0].shape[-1]], axis=-1)
     low = jnp.finfo(jnp.float32).min
-    kept = [jnp.where(m, x.astype(jnp.float32), low) for x, m in zip(parts, masks, strict=True)]
+    scores = (capped(x.astype(jnp.float32), softcap) for x in parts)
+    kept = [jnp.where(m, x, low) for x, m in zip(scores, masks, strict=True)]
     highest = jnp.maximum(*(x.max(-1, keepdims=True) for x in kept))
     kept = [jnp.exp(x - highest) for x in kept]
     total = sum(x.sum(-1, keepdims=True) for x in kept)
@@ -258,13 +262,16 @@ def _extend(graphdef, params, state, layers, tokens, depth):
     decoder = nnx.merge(graphdef, params)
     width, slots = layers[0][0].shape[2], layers[0][0].shape[-1]
     positions = jnp.broadcast_to((state.lengths + depth)[:, None], (len(state.lengths), width))
-    seen = jnp.arange(state.slots) < state.lengths[:, None]
-    own = jnp.broadcast_to(jnp.arange(slots) <= depth, (len(seen), slots))
-    mask = jnp.concatenate([seen, own], axis=1)[:, None]
+    at, own = jnp.arange(state.slots), jnp.arange(slots)
+    seen = at < state.lengths[:, None]
+    mask = jnp.concatenate([seen, jnp.broadcast_to(own <= depth, (len(seen), slots))], axis=1)
+    # Where the slots of the prompt and those of each beam stand in the text.
+    at = jnp.concatenate([jnp.broadcast_to(at, seen.shape), state.lengths[:, None] + own], axis=1)
+    views = decoder.views(positions, mask[:, None], at)
     caches = [BeamCache(p, k, v, depth) for p, (k, v) in zip(state.caches, layers, strict=True)]
     x = decoder.embed(tokens[:, :width])
-    x, caches = forward(decoder, x, positions, mask, caches, state.crossed)
-    return x @ decoder.head(), [(cache.keys, cache.values) for cache in caches]
+    x, caches = forward(decoder, x, views, caches, state.crossed)
+    return decoder.logits(x), [(cache.keys, cache.values) for cache in caches]
 
 
 def _items(catalog, nodes, scores, kept, beam):

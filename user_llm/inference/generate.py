@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.inference.buckets import bucket
-from user_llm.models.decoder import Decoder
-from user_llm.models.layers import Cache, KVCache, Memory
+from user_llm.models.attention import Cache, KVCache
+from user_llm.models.decoder import Decoder, Views
+from user_llm.models.layers import Memory
 
 
 class Crossed(NamedTuple):
@@ -163,16 +164,14 @@ class Generator:
 def forward(
     decoder: Any,  # a Decoder, unstacked
     x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
-    mask: Bool[Array, "#B #T S"],
+    views: Views,
     caches: Sequence[Cache | None],
     crossed: Crossed | None,
 ) -> tuple[Float[Array, "B T D"], list[Any]]:
     """The last hidden states of an unstacked decoder, and each layer's cache with them."""
     every, written = len(decoder.layers) // decoder.groups, []
-    there = decoder.positions(positions)
     for i, (block, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
-        x, cache = block(x, mask, there, cache=cache)
+        x, cache = block(x, *views.of(decoder.config.slides[i]), cache=cache)
         written.append(cache)
         if crossed and (i + 1) % every == 0:
             x = decoder.cross[i // every](x, crossed.layers[i // every], crossed.mask)
@@ -194,9 +193,10 @@ def _prefill(graphdef, params, tokens, lengths, memory, prefix):
         crossed = Crossed([cross.keys_values(memory) for cross in decoder.cross], memory.mask)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     causal = jnp.tril(jnp.ones((1, x.shape[1], x.shape[1]), bool))
-    x, caches = forward(decoder, x, positions, causal, [None] * len(decoder.layers), crossed)
+    views = decoder.views(positions, causal)
+    x, caches = forward(decoder, x, views, [None] * len(decoder.layers), crossed)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return last @ decoder.head(), State(caches, crossed, lengths)
+    return decoder.logits(last), State(caches, crossed, lengths)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -205,8 +205,8 @@ def _step(graphdef, params, state, tokens):
     positions = state.lengths[:, None]
     mask = jnp.arange(state.slots) <= positions[..., None]
     x = decoder.embed(tokens[:, None])
-    x, caches = forward(decoder, x, positions, mask, state.caches, state.crossed)
-    return x[:, 0] @ decoder.head(), State(caches, state.crossed, state.lengths + 1)
+    x, caches = forward(decoder, x, decoder.views(positions, mask), state.caches, state.crossed)
+    return decoder.logits(x[:, 0]), State(caches, state.crossed, state.lengths + 1)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,25 +1,26 @@
 """One decoder for every family: groups of layers, each perhaps with a gated cross-attention."""
 
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
-from user_llm.models.layers import (
-    NO_LORA,
+from user_llm.models.attention import (
     Attention,
-    Block,
     KVCache,
-    Linear,
-    Memory,
     Positions,
-    RMSNorm,
     attend,
     attention_weights,
+    capped,
+    frequencies,
 )
+from user_llm.models.blocks import Block
+from user_llm.models.families import FAMILIES
+from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm
 from user_llm.sharding import axes, constrain
 
 
@@ -53,6 +54,29 @@ class CrossAttention(nnx.Module):
         return attention_weights(q, memory.keys, mask[:, None]).mean((1, 2))
 
 
+class View(NamedTuple):
+    """What the tokens see of each other, and where they stand."""
+
+    mask: Bool[Array, "#B #T S"]
+    positions: Positions
+
+
+class Views(NamedTuple):
+    """The views of layers that see all, and of those that slide: what only some differ in."""
+
+    full: View
+    sliding: View
+
+    def of(self, slides: bool | Bool[Array, ""]) -> View:
+        """That of one layer, of which it may be known only inside of a scan whether it slides."""
+        if isinstance(slides, bool):
+            return self.sliding if slides else self.full
+        return jax.tree.map(
+            lambda full, sliding: full if full is sliding else jnp.where(slides, sliding, full),
+            *self,
+        )
+
+
 class Decoder(nnx.Module):
     """A causal language model that may attend to a user's memory.
 
@@ -75,7 +99,7 @@ class Decoder(nnx.Module):
                 f"{config.num_hidden_layers} layers"
             )
         self.groups = config.num_hidden_layers // every
-        dtype = jnp.dtype(config.param_dtype)
+        family, dtype = FAMILIES[config.model_type], jnp.dtype(config.param_dtype)
 
         def block(rngs):
             return Block(
@@ -85,6 +109,9 @@ class Decoder(nnx.Module):
                 kv_heads=config.num_key_value_heads,
                 head_dim=config.head_dim,
                 eps=config.rms_norm_eps,
+                family=family,
+                score_divisor=config.query_pre_attn_scalar,
+                softcap=config.attn_logit_softcapping,
                 lora=lora,
                 param_dtype=dtype,
                 rngs=rngs,
@@ -102,7 +129,7 @@ class Decoder(nnx.Module):
             if cross_attention
             else None
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, family.norm_offset)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -119,11 +146,36 @@ class Decoder(nnx.Module):
         """The tokens' embeddings, in the type of the activations."""
         # Looking up in a table split over its features would make XLA gather the activations.
         table = constrain(self.embed_tokens[...].astype(self.config.dtype), "vocab", None)
-        return constrain(table[tokens], "batch", None, None)
+        x = constrain(table[tokens], "batch", None, None)
+        scaled = FAMILIES[self.config.model_type].scaled_embeddings
+        return x * jnp.asarray(self.config.hidden_size**0.5, x.dtype) if scaled else x
 
-    def positions(self, at: Int[Array, "#B T"]) -> Positions:
-        """What the blocks know of where their tokens stand."""
-        return Positions.of(at, self.config.head_dim, self.config.rope_theta)
+    def views(
+        self,
+        at: Int[Array | np.ndarray, "#B T"],
+        mask: Bool[Array, "#B #T S"],
+        slots_at: Int[Array, "#B S"] | None = None,
+    ) -> Views:
+        """What the layers know of tokens at some positions, of which the mask says what they see.
+
+        Args:
+          slots_at: where the keys of the slots stand; slot s holds position s unless given.
+        """
+        config = self.config
+        turns = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        full = View(mask, Positions.of(at, turns))
+        if not any(config.slides):
+            return Views(full, full)
+        keys_at = np.arange(mask.shape[-1])[None] if slots_at is None else slots_at
+        near = keys_at[:, None] > at[:, :, None] - cast(int, config.sliding_window)
+        local = full.positions
+        if config.rope_local_base_freq is not None:
+            local = Positions.of(at, frequencies(config.head_dim, config.rope_local_base_freq))
+        return Views(full, View(mask & near, local))
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Of each next token, from last hidden states."""
+        return capped(x @ self.head(), self.config.final_logit_softcapping)
 
     def head(self) -> Float[Array, "D V"]:
         """The matrix from the last hidden states to logits."""
@@ -142,16 +194,18 @@ class Decoder(nnx.Module):
 
     def _scan(self, x: Array, memory: Memory | None, look: bool = False) -> tuple[Array, Any]:
         length = x.shape[1]
-        positions = self.positions(jnp.arange(length)[None])
         causal = jnp.tril(jnp.ones((1, length, length), bool))
+        views, slides = self.views(np.arange(length)[None], causal), self.config.slides
+        alike = slides[0] if len(set(slides)) == 1 else None
 
         @jax.checkpoint
-        def layer(x, block):
-            return block(x, causal, positions)[0], None
+        def layer(x, block_and_slides):
+            block, slides = block_and_slides
+            return block(x, *views.of(slides if alike is None else alike))[0], None
 
         def group(x, blocks_and_cross):
-            blocks, cross = blocks_and_cross
-            x, _ = jax.lax.scan(layer, x, blocks)
+            blocks, slides, cross = blocks_and_cross
+            x, _ = jax.lax.scan(layer, x, (blocks, slides))
             if cross is None or memory is None:
                 return x, None
             keys_values = cross.keys_values(memory)
@@ -159,7 +213,8 @@ class Decoder(nnx.Module):
             return cross(x, keys_values, memory.mask), weights
 
         cross = None if memory is None else self.cross
-        return jax.lax.scan(group, x, (self.grouped(), cross))
+        slides = jnp.array(slides).reshape(self.groups, -1)
+        return jax.lax.scan(group, x, (self.grouped(), slides, cross))
 
     def grouped(self) -> Block:
         """The stacked blocks as [groups, layers of a group, ...]."""
@@ -183,6 +238,5 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "B T"], memory: Memory | None = None
     ) -> Float[Array, "B T V"]:
         """Logits of each next token."""
-        return constrain(
-            self.hidden(self.embed(tokens), memory) @ self.head(), "batch", None, "vocab"
-        )
+        logits = self.logits(self.hidden(self.embed(tokens), memory))
+        return constrain(logits, "batch", None, "vocab")

@@ -6,7 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from user_llm.config import PerceiverConfig
-from user_llm.models.layers import MLP, Attention, Memory, RMSNorm, attention_weights
+from user_llm.models.attention import Attention, attention_weights
+from user_llm.models.layers import MLP, Memory, RMSNorm
 from user_llm.sharding import axes
 
 

@@ -98,7 +98,7 @@ class UserLLM(nnx.Module):
 
     def __call__(self, batch: dict[str, Any]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
-        return self.hidden(batch) @ self.decoder.head()
+        return self.decoder.logits(self.hidden(batch))
 
 
 def check(system: SystemConfig) -> None:

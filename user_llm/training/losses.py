@@ -1,5 +1,6 @@
 """What each stage minimises. Every loss is a mean over the tokens or events that count."""
 
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -11,7 +12,14 @@ from user_llm.config import ObjectiveConfig
 from user_llm.models.encoders.base import Encoder
 from user_llm.models.encoders.bert4rec import BERT4RecEncoder
 from user_llm.models.user_llm import UserLLM
-from user_llm.training.objectives import FIRST_KNOWN, chunk_size, item_loss, softmax, summed
+from user_llm.training.objectives import (
+    FIRST_KNOWN,
+    capped_softmax,
+    chunk_size,
+    item_loss,
+    softmax,
+    summed,
+)
 
 Metrics = dict[str, Array]
 SOFTMAX = ObjectiveConfig()
@@ -22,10 +30,15 @@ def cross_entropy(
     head: Float[Array, "D V"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
+    softcap: float | None = None,
 ) -> Float[Array, ""]:
-    """Summed weighted -log softmax(hidden @ head)[target]; [B, T, V] never exists."""
+    """Summed weighted -log softmax(hidden @ head)[target]; [B, T, V] never exists.
+
+    With `softcap`, the logits are capped before.
+    """
     size = chunk_size(head.shape[1])
-    return summed(softmax, size, True, head, hidden, targets, weights, jax.random.key(0))
+    objective = softmax if softcap is None else partial(capped_softmax, softcap=softcap)
+    return summed(objective, size, True, head, hidden, targets, weights, jax.random.key(0))
 
 
 def encoder_loss(
@@ -128,6 +141,7 @@ def answer(model: UserLLM, batch: dict, key: Key[Array, ""]) -> tuple[Float[Arra
     """
     hidden = model.hidden(batch)[:, :-1]
     targets, weights = batch["tokens"][:, 1:], batch["weights"][:, 1:]
-    total = cross_entropy(hidden, model.decoder.head(), targets, weights)
+    softcap = model.decoder.config.final_logit_softcapping
+    total = cross_entropy(hidden, model.decoder.head(), targets, weights, softcap)
     count = weights.sum()
     return total / jnp.maximum(count, 1), {"tokens": count}

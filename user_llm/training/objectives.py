@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
+from user_llm.models.attention import capped
 from user_llm.sharding import by_shards
 
 IN_BATCH = 512  # queries whose targets are each other's negatives
@@ -123,6 +124,13 @@ def chunk_size(width: int) -> int:
 def softmax(head, queries, targets, rows, key, candidates=None):
     """Targets against every column of the head [Q, V], or against those that are candidates."""
     return negative_log_softmax(head, queries, targets, candidates)
+
+
+def capped_softmax(head, queries, targets, rows, key, softcap):
+    """The same over logits that are capped, as those of some decoders are."""
+    logits = capped((queries @ head).astype(jnp.float32), softcap)
+    chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 @jax.custom_vjp

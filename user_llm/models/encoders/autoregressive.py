@@ -6,8 +6,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from user_llm.models.attention import Positions, frequencies
+from user_llm.models.blocks import Block
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
-from user_llm.models.layers import Block, Positions, RMSNorm, picked, rematerialized
+from user_llm.models.layers import RMSNorm, picked, rematerialized
 
 
 class AutoregressiveEncoder(Encoder):
@@ -62,7 +64,7 @@ class AutoregressiveEncoder(Encoder):
 
     def positions(self, at: Array | np.ndarray) -> Positions:
         """What the blocks know of where their events stand."""
-        return Positions.of(at, self.config.embed // self.config.heads)
+        return Positions.of(at, frequencies(self.config.embed // self.config.heads))
 
     def in_row(self, segments: Int[Array, "B T"]) -> Positions:
         """Positions that serve every segment of a row, since only their differences count."""

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EncoderConfig, FeatureConfig
-from user_llm.models.layers import KVCache, Linear, dropout, picked
+from user_llm.models.attention import KVCache
+from user_llm.models.layers import Linear, dropout, picked
 from user_llm.sharding import axes, constrain
 
 

@@ -7,8 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EVENT_TIME, QUERY_TIME, EncoderConfig
+from user_llm.models.attention import KVCache
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
-from user_llm.models.layers import KVCache, LayerNorm, Linear, dropout, rematerialized
+from user_llm.models.layers import LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
 
 BUCKETS = 128  # of logarithmic time

@@ -1,0 +1,232 @@
+"""Weights in safetensors, read straight to their devices and written back: names to names."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from user_llm.config import DecoderConfig
+from user_llm.huggingface.configs import described
+from user_llm.models.decoder import Decoder
+
+# Our names to theirs, `{}` standing for the layer; a `kernel` is the transpose of torch's weight.
+NAMES = {
+    "embed_tokens": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.kernel": "lm_head.weight",
+    **{
+        f"layers.{name}.weight": f"model.layers.{{}}.{name}.weight"
+        for name in (
+            *("input_layernorm", "post_attention_layernorm"),
+            *("self_attn.q_norm", "self_attn.k_norm"),
+        )
+    },
+    **{
+        f"layers.{part}_proj.{ours}": f"model.layers.{{}}.{part}_proj.{theirs}"
+        for part in (
+            *(f"self_attn.{x}" for x in "qkvo"),
+            *(f"mlp.{x}" for x in ("gate", "up", "down")),
+        )
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    },
+}
+# Families that normalise what attention and MLP add call their norms otherwise.
+POST_NORMS = NAMES | {
+    "layers.post_self_attn_layernorm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "layers.post_attention_layernorm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "layers.post_mlp_layernorm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+DERIVED = ".rotary_emb.inv_freq"  # a buffer in old files, made from rope_theta
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # of a file at most, unless one tensor is larger
+
+
+def load_decoder(folder: str | Path, abstract: dict) -> dict:
+    """A decoder's parameters, read from safetensors straight to their devices, shard by shard.
+
+    The host holds one device's part of one stack of layers at a time.
+
+    Args:
+      folder: holds one safetensors file, or several with or without an index.
+      abstract: the decoder's parameters as nested dicts of anything with shape, dtype and sharding
+        (None: the first device). What the family has no name for (`cross`, LoRA's factors) is
+        handed back as it is.
+
+    Raises:
+      ValueError: files are missing or cut short, or tensors are unknown, missing, of another shape
+        or not of floating point; all problems at once.
+    """
+    tensors, problems = _open(Path(folder))
+    named = _by_name(abstract)
+    theirs = _theirs(named)
+    if "lm_head.kernel" not in named:  # a tied matrix is stored under one of its names, or both
+        lm_head = tensors.pop(NAMES["lm_head.kernel"], None)
+        if lm_head is not None and not np.array_equal(
+            tensors.setdefault(NAMES["embed_tokens"], lm_head)[:], lm_head[:]
+        ):
+            problems.append("lm_head.weight differs from the embeddings that it should be tied to")
+    places = {name: _places(key, named[name]) for name, key in theirs.items()}
+    wanted = {key: name for name, keys in places.items() for key in keys}
+    unknown = {key for key in tensors.keys() - wanted.keys() if not key.endswith(DERIVED)}
+    problems += [f"{key} has no place in the decoder" for key in sorted(unknown)]
+    problems += [f"{key} is missing" for key in sorted(wanted.keys() - tensors.keys())]
+    for key in sorted(wanted.keys() & tensors.keys()):
+        problems += _mismatch(key, tensors[key], _wanted_shape(wanted[key], named[wanted[key]]))
+    if problems:
+        raise ValueError(f"{folder} does not fit the decoder: " + "; ".join(problems))
+
+    def load(path, x):
+        name = _name(path)
+        return _read(x, tensors, places[name], _turned(name)) if name in places else x
+
+    return jax.tree.map_with_path(load, abstract)
+
+
+def _by_name(params: dict) -> dict[str, Any]:
+    return {_name(path): x for path, x in jax.tree.leaves_with_path(params)}
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _theirs(ours: Iterable[str]) -> dict[str, str]:
+    """What the family calls those of our parameters that it has."""
+    names = POST_NORMS if "layers.post_mlp_layernorm.weight" in ours else NAMES
+    return {name: names[name] for name in ours if name in names}
+
+
+def _turned(name: str) -> bool:
+    return name.endswith(".kernel")
+
+
+def _places(theirs: str, x: Any) -> list[str]:
+    """The tensors that make up a parameter, one per layer if it is a stack."""
+    return [theirs.format(i) for i in range(x.shape[0])] if "{}" in theirs else [theirs]
+
+
+def _wanted_shape(name: str, x: Any) -> tuple[int, ...]:
+    """The shape of (a layer of) a parameter in the file."""
+    shape = tuple(x.shape[1:] if name.startswith("layers.") else x.shape)
+    return shape[::-1] if _turned(name) else shape
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Every tensor as a slice not yet read, and which files could not be opened."""
+    index, single = folder / INDEX, folder / SINGLE
+    if index.exists():
+        paths = {folder / x for x in json.loads(index.read_text())["weight_map"].values()}
+    elif single.exists():
+        paths = {single}
+    else:
+        paths = set(folder.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder} holds no safetensors file")
+    tensors, problems = {}, []
+    for path in sorted(paths):
+        try:
+            file = safe_open(path, "numpy")
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{path.name} is missing or cut short, fetch it again ({error})")
+            continue
+        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    if problems:  # what is in the others would only bury this
+        raise ValueError(f"{folder} cannot be read: " + "; ".join(problems))
+    return tensors, problems
+
+
+def _mismatch(key: str, tensor: Any, shape: tuple[int, ...]) -> list[str]:
+    """What speaks against a tensor."""
+    problems = []
+    if tuple(tensor.get_shape()) != shape:
+        problems.append(f"{key} has shape {tuple(tensor.get_shape())}, the decoder wants {shape}")
+    if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+        problems.append(f"{key} has type {tensor.get_dtype()}, which is not floating point")
+    return problems
+
+
+def _read(x: Any, tensors: dict[str, Any], keys: list[str], turned: bool) -> jax.Array:
+    stacked = len(x.shape) > len(tensors[keys[0]].get_shape())
+    sharding = x.sharding or SingleDeviceSharding(jax.devices()[0])
+    replicas = {}  # of each shard: the devices that hold it
+    for device, index in sharding.addressable_devices_indices_map(x.shape).items():
+        replicas.setdefault(str(index), (index, []))[1].append(device)
+    arrays = []
+    for index, devices in replicas.values():
+        shape = [len(range(n)[part]) for part, n in zip(index, x.shape, strict=True)]
+        shard = np.empty(shape, x.dtype)
+        ours, rest = (keys[index[0]], index[1:]) if stacked else (keys, index)
+        for key, place in zip(ours, shard if stacked else [shard], strict=True):
+            part = tensors[key][rest[::-1] if turned else rest]
+            place[...] = part.T if turned else part
+        # Waiting for it, so that the host never holds two.
+        arrays += [jax.block_until_ready(jax.device_put(shard, device)) for device in devices]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, arrays)
+
+
+def save_decoder(
+    folder: str | Path, config: DecoderConfig, params: dict, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes safetensors and `config.json`, which `load_decoder` and transformers read.
+
+    What is larger than `shard_bytes` becomes several files with an index, and the host holds one of
+    them at a time. What the family has no name for (`cross`, LoRA's factors) is left out: it is the
+    caller's.
+
+    Raises:
+      ValueError: a parameter of the family is missing, or is one that the config does not have.
+    """
+    ours, wanted = _by_name(params), _by_name(_abstract(config))
+    theirs = _theirs(ours)
+    if theirs.keys() != wanted.keys():
+        raise ValueError(
+            f"{folder} cannot be written: missing {sorted(wanted.keys() - theirs.keys())}, "
+            f"not to be expected {sorted(theirs.keys() - wanted.keys())}"
+        )
+    files = [{}]
+    for name, pattern in theirs.items():
+        x, keys = ours[name], _places(pattern, ours[name])
+        for layer, key in enumerate(keys):
+            held = sum(size for *_, size in files[-1].values())
+            if held and held + x.nbytes // len(keys) > shard_bytes:
+                files.append({})
+            files[-1][key] = (name, layer, x.nbytes // len(keys))
+
+    def tensor(name: str, layer: int, size: int) -> np.ndarray:
+        x = np.asarray(ours[name][layer] if "{}" in theirs[name] else ours[name])
+        return np.ascontiguousarray(x.T if _turned(name) else x)
+
+    folder, count = Path(folder), len(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
+        weight_map = {}
+        for i, own in enumerate(files, 1):
+            file = f"model-{i:05}-of-{count:05}.safetensors" if count > 1 else SINGLE
+            weight_map |= dict.fromkeys(own, file)
+            save_file({k: tensor(*x) for k, x in own.items()}, Path(place, file), {"format": "pt"})
+        if count > 1:
+            total = sum(size for own in files for *_, size in own.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            Path(place, INDEX).write_text(json.dumps(index, indent=2))
+        said = described(config, str(ours["embed_tokens"].dtype))
+        Path(place, "config.json").write_text(json.dumps(said, indent=2))
+        written = {path.name for path in Path(place).iterdir()}
+        for name in sorted(written):
+            Path(place, name).chmod(0o644)  # safetensors writes 0600
+            Path(place, name).replace(folder / name)
+    for path in folder.glob("model*.safetensors*"):  # of what was there before
+        if path.name not in written:
+            path.unlink()
+
+
+def _abstract(config: DecoderConfig) -> dict:
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return nnx.to_pure_dict(state)

@@ -1,0 +1,90 @@
+"""The causal Transformer block of encoders and decoders."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from user_llm.config import LoRAConfig
+from user_llm.models.attention import Attention, Cache, Positions
+from user_llm.models.families import LLAMA, Family
+from user_llm.models.layers import MLP, NO_LORA, Linear, RMSNorm, dropout, picked
+from user_llm.sharding import constrain
+
+
+class Block(nnx.Module):
+    """A pre-norm causal Transformer block, in encoders and decoders alike.
+
+    Gated, each residual is weighed by a sigmoid of the block's input (LiGR, arXiv 2502.03417).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        rngs: nnx.Rngs,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+        gated: bool = False,
+        family: Family = LLAMA,
+        score_divisor: int | None = None,
+        softcap: float | None = None,
+        lora: LoRAConfig = NO_LORA,
+        param_dtype=jnp.float32,
+    ):
+        norm = partial(RMSNorm, eps=eps, param_dtype=param_dtype, offset=family.norm_offset)
+        kinds = {"rngs": rngs, "lora": lora, "param_dtype": param_dtype}
+        self.dropout = dropout
+        self.input_layernorm = norm(width)
+        self.self_attn = Attention(
+            width,
+            heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            biased=("q_proj", "k_proj", "v_proj") if family.qkv_bias else (),
+            head_norm=norm if family.qk_norm else None,
+            score_divisor=score_divisor,
+            softcap=softcap,
+            **kinds,
+        )
+        self.post_self_attn_layernorm = norm(width) if family.post_norms else None
+        self.post_attention_layernorm = norm(width)  # before the MLP
+        self.mlp = MLP(width, mlp, activation=family.activation, **kinds)
+        self.post_mlp_layernorm = norm(width) if family.post_norms else None
+
+        def gate():
+            return Linear(width, width, ("embed", None), rngs=rngs, bias=True) if gated else None
+
+        self.attn_gate, self.mlp_gate = gate(), gate()
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #R S"],
+        positions: Positions,
+        *,
+        cache: Cache | None = None,
+        key: Key[Array, ""] | None = None,
+        at: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R D"], Cache]:
+        """The block's output, `at` some places alone if asked, and its attention's cache."""
+        keys = (None, None) if key is None else jax.random.split(key)
+
+        def added(h, norm, gate, key):
+            h = dropout(h if norm is None else norm(h), self.dropout, key)
+            return h if gate is None else h * jax.nn.sigmoid(gate(x))
+
+        h, cache = self.self_attn(
+            self.input_layernorm(x), mask, positions=positions, cache=cache, causal=True, at=at
+        )
+        x = picked(x, at)
+        x += added(h, self.post_self_attn_layernorm, self.attn_gate, keys[0])
+        h = self.mlp(self.post_attention_layernorm(x))
+        x += added(h, self.post_mlp_layernorm, self.mlp_gate, keys[1])
+        return constrain(x, "batch", None, None), cache
