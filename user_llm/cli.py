@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of RecTools' training at most (default: %(default)s)",
     )
 
-    zoo = add("zoo", "list the encoders' named sizes with their parameters")
+    zoo = add("zoo", "list the named sizes of encoders and decoders with their parameters")
     zoo.add_argument(
         "--items",
         type=int,

@@ -112,7 +112,7 @@ def store(made: Run, config: str) -> None:
 
 def zoo(items: int) -> None:
     """Lists the named sizes."""
-    print(sizes.table(items))
+    print(sizes.table(items), sizes.decoder_table(), sep="\n\n")
 
 
 def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
