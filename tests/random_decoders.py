@@ -8,6 +8,18 @@ from flax import nnx
 from user_llm.config import DecoderConfig
 from user_llm.models.decoder import Decoder
 
+# All that families do beyond Llama at once: norms of heads and behind, capped scores and logits,
+# layers that see the last few tokens alone, and turn their heads by other angles.
+PECULIAR = {
+    "model_type": "gemma3_text",
+    "layer_types": ("sliding_attention", "full_attention"),
+    "sliding_window": 5,
+    "rope_local_base_freq": 50.0,
+    "query_pre_attn_scalar": 13,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+
 
 def random_decoder(config: DecoderConfig, **parts) -> Decoder:
     """All parameters random, those included that start at zero or one."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_decoders import random_decoder
+from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig
 from user_llm.inference.catalog import Catalog, beam_search, score
@@ -62,7 +62,7 @@ def brute_force(decoder, titles, memory=None, prefix=None):
     @jax.jit
     def total(before, title, length, memory):
         x = jnp.concatenate([before, decoder.embed(title[None])], axis=1)
-        logits = (decoder.hidden(x, memory) @ decoder.head())[0, before.shape[1] - 1 : -1]
+        logits = decoder.logits(decoder.hidden(x, memory))[0, before.shape[1] - 1 : -1]
         gains = jnp.take_along_axis(jax.nn.log_softmax(logits), title[:, None], axis=1)[:, 0]
         return jnp.where(jnp.arange(longest) < length, gains, 0.0).sum()
 
@@ -97,6 +97,14 @@ def test_beam_as_wide_as_the_catalogue_finds_every_title_in_order(decoder, gener
     wanted, best = ranked(everything)
     np.testing.assert_array_equal(items, wanted)
     np.testing.assert_array_equal(scores, best)
+
+
+def test_window_slides_over_prompt_and_title():
+    decoder = random_decoder(CONFIG.model_copy(update=PECULIAR))
+    titles = random_titles(12, longest=20)
+    catalog = Catalog(titles, CONFIG.vocab_size)
+    found = score(Generator(decoder), PROMPTS, catalog)
+    np.testing.assert_allclose(found, brute_force(decoder, titles), atol=1e-4)
 
 
 def plain_beam_search(decoder, prompt, titles, beam, allowed):

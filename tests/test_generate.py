@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from random_decoders import random_decoder
+from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import decoder_config, load_decoder
@@ -52,7 +52,7 @@ def whole_forward(decoder, tokens, length, memory, prefix):
     if prefix is not None:
         x = jnp.concatenate([prefix, x], axis=1)
         length += prefix.shape[1]
-    return (decoder.hidden(x, memory) @ decoder.head())[0, length - 1]
+    return decoder.logits(decoder.hidden(x, memory))[0, length - 1]
 
 
 def recompute(decoder, tokens, row, memory=None, prefix=None):
@@ -83,6 +83,27 @@ def test_each_step_gives_the_logits_of_the_training_forward(decoder, generator, 
         logits, state = generator.step(state, tokens)
 
 
+def test_window_slides_over_prompt_and_answer():
+    config = CONFIG.model_copy(update=PECULIAR | {"num_hidden_layers": 2})
+    decoder = random_decoder(config)
+    generator = Generator(decoder)
+    texts = [list(prompt) for prompt in PROMPTS]
+    logits, state = generator.start(PROMPTS, new_tokens=8)
+    state = grow(state, 32)
+    for _ in range(8):  # of which the window holds 5
+        wanted = jnp.stack([recompute(decoder, text, i) for i, text in enumerate(texts)])
+        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+        tokens = logits.argmax(-1).astype(jnp.int32)
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.append(token)
+        logits, state = generator.step(state, tokens)
+    far = decoder.config.model_copy(update={"sliding_window": 50})
+    unlike = nnx.merge(nnx.graphdef(random_decoder(far)), nnx.state(decoder))
+    assert not np.allclose(
+        recompute(unlike, texts[2][:13], 2), recompute(decoder, texts[2][:13], 2)
+    )
+
+
 def test_answer_does_not_depend_on_its_neighbours(generator):
     memory, prefix = random_memory(2), random_memory(3)
     how = [Sampling(), Sampling(0.8, 0.9, seed=1), Sampling(1.0, seed=2), Sampling(2.0, seed=3)]
@@ -104,7 +125,7 @@ def test_answer_ends_before_its_stop_token(generator):
         assert cut == (whole[: ends[0]] if ends else whole)
 
 
-@pytest.mark.parametrize("name", ["stories260K", "stories3M"])
+@pytest.mark.parametrize("name", ["stories260K", "stories3M", "tinystories-656k"])
 def test_greedy_answers_are_those_of_transformers(data_folder, name):
     folder = data_folder / "models" / name
     config = decoder_config(folder)
@@ -113,11 +134,11 @@ def test_greedy_answers_are_those_of_transformers(data_folder, name):
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
     prompts = [[1, 403, 407, 261, 378], [1], [1, 317, 310, 290, 411, 270, 300]]
     ours = generator.generate(prompts, max_new_tokens=64)
+    how = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     for prompt, answer in zip(prompts, ours, strict=True):
-        with torch.no_grad():  # greedy, step by step: each token is the best after those before it
-            logits = model(torch.tensor([prompt + answer])).logits[0]
+        theirs = model.generate(torch.tensor([prompt]), **how)[0, len(prompt) :]
+        assert answer == theirs.tolist()
         assert len(answer) == 64
-        assert answer == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 def test_samples_follow_the_nucleus_distribution():
