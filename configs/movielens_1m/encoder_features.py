@@ -2,6 +2,9 @@
 
 USER_LLM_DATA=... user-llm run configs/movielens_1m/encoder_features.py --record
 
+1 CPU core beside other work, 62 minutes. Test, one seed: recall_at_10 0.323, ndcg_at_10 0.188,
+which is what ids alone reach (0.324 ±0.002, 0.189 ±0.002).
+
 The rating is predicted too. Ratings are given after a film was seen, so the one of the film that is
 asked for is never an input.
 """
