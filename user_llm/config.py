@@ -5,6 +5,7 @@ the whole. `configs/*.py` write these values; the command line overrides their f
 carries them into every checkpoint.
 """
 
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
@@ -130,12 +131,46 @@ class PerceiverConfig(Config):
     heads: PositiveInt = 4
 
 
+PROJECTIONS = {  # a decoder block's
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
 class LoRAConfig(Config):
-    """Low-rank adapters on the projections whose name ends in one of `targets`; rank 0: none."""
+    """Low-rank adapters (arXiv 2106.09685) on the projections that `targets` name; rank 0: none.
+
+    A target is a pattern, such as `*`, `mlp.*` or `[qv]_proj`, of a projection's own name or of the
+    one with its module before it.
+    """
 
     rank: NonNegativeInt = 0
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    @model_validator(mode="after")
+    def _found(self):
+        names = [f"{module}.{x}" for module, own in PROJECTIONS.items() for x in own]
+        if lost := [x for x in self.targets if not any(named(x, name) for name in names)]:
+            raise ValueError(f"lora.targets {lost} match no projection; there are {names}")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What the product of the low-rank factors is multiplied by."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+    def of(self, module: str) -> "LoRAConfig":
+        """The same for one module's projections, its targets their own names."""
+        own = [
+            x for x in PROJECTIONS[module] if any(named(t, f"{module}.{x}") for t in self.targets)
+        ]
+        return self.model_copy(update={"targets": tuple(own)})
+
+
+def named(pattern: str, name: str) -> bool:
+    """Whether a pattern is a projection's name, with or without its module."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.split(".")[-1], pattern)
 
 
 class CrossAttentionConfig(Config):

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from user_llm.config import LoRAConfig, RopeScaling
 from user_llm.models.layers import NO_LORA, Linear, RMSNorm, picked
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
 
 

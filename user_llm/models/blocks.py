@@ -39,7 +39,7 @@ class Block(nnx.Module):
         param_dtype=jnp.float32,
     ):
         norm = partial(RMSNorm, eps=eps, param_dtype=param_dtype, offset=family.norm_offset)
-        kinds = {"rngs": rngs, "lora": lora, "param_dtype": param_dtype}
+        kinds = {"rngs": rngs, "param_dtype": param_dtype}
         self.dropout = dropout
         self.input_layernorm = norm(width)
         self.self_attn = Attention(
@@ -51,11 +51,12 @@ class Block(nnx.Module):
             head_norm=norm if family.qk_norm else None,
             score_divisor=score_divisor,
             softcap=softcap,
+            lora=lora.of("self_attn"),
             **kinds,
         )
         self.post_self_attn_layernorm = norm(width) if family.post_norms else None
         self.post_attention_layernorm = norm(width)  # before the MLP
-        self.mlp = MLP(width, mlp, activation=family.activation, **kinds)
+        self.mlp = MLP(width, mlp, activation=family.activation, lora=lora.of("mlp"), **kinds)
         self.post_mlp_layernorm = norm(width) if family.post_norms else None
 
         def gate():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ class Linear(nnx.Module):
         kernel = init(rngs.params(), (inputs, outputs), param_dtype)
         self.kernel = nnx.Param(kernel, **axes(*names))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype), **axes(names[1])) if bias else None
-        self.lora_scale = lora.alpha / lora.rank if lora.rank else 0.0
+        self.lora_scale = lora.scale
         if lora.rank:
             a = init(rngs.params(), (inputs, lora.rank), jnp.float32)
             self.lora_a = nnx.LoRAParam(a, **axes(names[0], None))
@@ -98,6 +98,16 @@ class Linear(nnx.Module):
             low = flat @ self.lora_a[...].astype(x.dtype)
             y += self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
         return y.reshape(*x.shape[:-1], -1)
+
+
+def merged(params: dict[str, Any], lora: LoRAConfig) -> dict[str, Any]:
+    """A module's parameters with its adapters in its kernels, as a module without them has them."""
+    if "lora_a" in params:
+        low = jnp.einsum("...ir,...ro->...io", params["lora_a"], params["lora_b"])
+        kernel = params["kernel"].astype(jnp.float32) + lora.scale * low
+        rest = {k: v for k, v in params.items() if not k.startswith("lora_")}
+        return rest | {"kernel": kernel.astype(params["kernel"].dtype)}
+    return {k: merged(v, lora) if isinstance(v, dict) else v for k, v in params.items()}
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from user_llm.config import EncoderConfig
-from user_llm.models.attention import PROJECTIONS, Attention
+from user_llm.config import PROJECTIONS, EncoderConfig
+from user_llm.models.attention import Attention
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
 from user_llm.models.layers import LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
@@ -20,7 +20,7 @@ class BertBlock(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         width = config.embed
         self.dropout = config.dropout
-        self.self_attn = Attention(width, config.heads, biased=PROJECTIONS, rngs=rngs)
+        self.self_attn = Attention(width, config.heads, biased=PROJECTIONS["self_attn"], rngs=rngs)
         self.attn_norm, self.mlp_norm = LayerNorm(width, EPS), LayerNorm(width, EPS)
         self.up_proj = Linear(width, config.mlp, ("embed", "mlp"), bias=True, rngs=rngs)
         self.down_proj = Linear(config.mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
