@@ -11,7 +11,8 @@ from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import decoder_config, load_decoder
-from user_llm.inference.generate import Generator, Sampling, grow, sample
+from user_llm.inference.generate import Generator, grow
+from user_llm.inference.sampling import Sampling
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Memory
 
@@ -141,21 +142,28 @@ def test_greedy_answers_are_those_of_transformers(data_folder, name):
         assert len(answer) == 64
 
 
-def test_samples_follow_the_nucleus_distribution():
-    shares = jnp.array([0.4, 0.3, 0.2, 0.1])
-    draws = 20_000
-    logits = jnp.broadcast_to(jnp.log(shares), (draws, 4))
-    keys = jax.random.split(jax.random.key(0), draws)
+def test_repetition_is_punished_in_prompt_and_answer(data_folder):
+    folder = data_folder / "models" / "stories260K"
+    config = decoder_config(folder)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
+    prompts, penalty = [[1, 403, 407, 261, 378], [1, 317]], 1.4
+    how = [Sampling(repetition_penalty=penalty), Sampling()]
+    ours = generator.generate(prompts, max_new_tokens=40, sampling=how)
+    options = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": None, "pad_token_id": 0}
+    for prompt, answer, one in zip(prompts, ours, (penalty, 1.0), strict=True):
+        wanted = model.generate(torch.tensor([prompt]), repetition_penalty=one, **options)
+        assert prompt + answer == wanted[0].tolist()
 
-    def frequencies(temperature, top_p):
-        fill = (jnp.full(draws, value, jnp.float32) for value in (temperature, top_p))
-        return np.bincount(sample(logits, *fill, keys), minlength=4) / draws
 
-    np.testing.assert_allclose(frequencies(1.0, 1.0), shares, atol=0.02)
-    np.testing.assert_allclose(frequencies(1.0, 0.6), [4 / 7, 3 / 7, 0, 0], atol=0.02)
-    squared = shares**2 / (shares**2).sum()
-    np.testing.assert_allclose(frequencies(0.5, 1.0), squared, atol=0.02)
-    np.testing.assert_array_equal(frequencies(0.0, 1.0), [1, 0, 0, 0])
+def test_rows_end_when_asked(generator):
+    steps = generator.stream(PROMPTS, max_new_tokens=6)
+    assert set(next(steps)) == {0, 1, 2, 3}
+    assert set(steps.send({1, 3})) == {0, 2}
+    assert set(steps.send(None)) == {0, 2}
+    with pytest.raises(StopIteration):
+        steps.send({0, 2})
 
 
 def test_same_seed_repeats_and_another_does_not(generator):

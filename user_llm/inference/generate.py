@@ -1,5 +1,6 @@
-"""Text from a decoder, token by token: prefill, decode, sampling."""
+"""Tokens from a decoder, one after the other: prefill and decode as two programs."""
 
+from collections import abc
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.inference.buckets import bucket
+from user_llm.inference.sampling import Choice, Sampling, add_tokens, choose, seen_tokens
 from user_llm.models.attention import Cache, KVCache
 from user_llm.models.decoder import Decoder, Views
 from user_llm.models.layers import Memory
@@ -33,14 +35,6 @@ class State(NamedTuple):
     @property
     def slots(self) -> int:
         return self.caches[0].keys.shape[2]
-
-
-class Sampling(NamedTuple):
-    """How an answer's tokens are chosen; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 class Generator:
@@ -90,11 +84,7 @@ class Generator:
             the vocabulary; the memory is of another batch size or the decoder has no use for it.
         """
         self._check(prompts, memory, prefix, new_tokens)
-        lengths = [len(prompt) for prompt in prompts]
-        tokens = np.zeros((len(prompts), bucket(max(lengths))), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        return self.prefill(jnp.asarray(tokens), jnp.array(lengths, jnp.int32), memory, prefix)
+        return self.prefill(*padded(prompts), memory, prefix)
 
     def _check(self, prompts, memory, prefix, new_tokens) -> None:
         problems = []
@@ -135,30 +125,71 @@ class Generator:
         """Each prompt's answer, without the stop token that may have ended it.
 
         Raises:
+          ValueError: as `stream`.
+        """
+        answers = [[] for _ in prompts]
+        for tokens in self.stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            memory=memory,
+            prefix=prefix,
+            sampling=sampling,
+        ):
+            for row, token in tokens.items():
+                answers[row].append(token)
+        return answers
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Collection[int] = (),
+        memory: Memory | None = None,
+        prefix: Memory | None = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),
+    ) -> abc.Generator[dict[int, int], Collection[int] | None, None]:
+        """The next token of each prompt whose answer goes on, by its row; step after step.
+
+        Rows that are sent to it end there. The next step is under way before a step's tokens are
+        handed out, so that the host's work with them costs nothing.
+
+        Raises:
           ValueError: as `start`, or there is not one `sampling` for all or for each prompt.
         """
         how = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         if len(how) != len(prompts):
             raise ValueError(f"{len(how)} samplings for {len(prompts)} prompts")
+        choice = Choice.of(how)
         logits, state = self.start(prompts, memory, prefix, max_new_tokens)
-        temperature = jnp.array([x.temperature for x in how], jnp.float32)
-        top_p = jnp.array([x.top_p for x in how], jnp.float32)
-        keys = jax.vmap(jax.random.key)(jnp.array([x.seed for x in how], jnp.uint32))
-        longest = int(state.lengths.max())
-        answers, unfinished = [[] for _ in prompts], set(range(len(prompts)))
+        seen, longest = None, int(state.lengths.max())
+        if any(one.repetition_penalty != 1 for one in how):
+            seen = seen_tokens(logits, *padded(prompts))
+        unfinished = set(range(len(prompts)))
         for count in range(max_new_tokens):
-            tokens = sample(logits, temperature, top_p, fold_in(keys, count))
-            for i, token in enumerate(tokens.tolist()):
-                if token in stop:
-                    unfinished.discard(i)
-                elif i in unfinished:
-                    answers[i].append(token)
-            if not unfinished or count + 1 == max_new_tokens:
-                break
-            if longest + count == state.slots:
-                state = grow(state, bucket(state.slots + 1))
-            logits, state = self.step(state, tokens)
-        return answers
+            tokens = choose(logits, choice, count, seen)
+            if count + 1 < max_new_tokens:
+                if longest + count == state.slots:
+                    state = grow(state, bucket(state.slots + 1))
+                logits, state = self.step(state, tokens)
+                if seen is not None:
+                    seen = add_tokens(seen, tokens)
+            found = {row: token for row, token in enumerate(tokens.tolist()) if row in unfinished}
+            unfinished -= {row for row, token in found.items() if token in stop}
+            ended = yield {row: token for row, token in found.items() if row in unfinished}
+            unfinished -= set(ended or ())
+            if not unfinished:
+                return
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Prompts as one array, in a length of few, and how long each is."""
+    lengths = [len(prompt) for prompt in prompts]
+    tokens = np.zeros((len(prompts), bucket(max(lengths))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return jnp.asarray(tokens), jnp.array(lengths, jnp.int32)
 
 
 def forward(
@@ -214,33 +245,3 @@ def grow(state: State, slots: int) -> State:
     """The same state with room for that many positions."""
     more = ((0, 0), (0, 0), (0, slots - state.slots), (0, 0))
     return state._replace(caches=jax.tree.map(lambda x: jnp.pad(x, more), state.caches))
-
-
-@jax.jit
-def fold_in(keys: Key[Array, " B"], count: Int[Array, ""] | int) -> Key[Array, " B"]:
-    """A key per request and step, so that a request's answer depends on its own seed alone."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, count)
-
-
-@jax.jit
-def sample(
-    logits: Float[Array, "B V"],
-    temperature: Float[Array, " B"],
-    top_p: Float[Array, " B"],
-    keys: Key[Array, " B"],
-) -> Int[Array, " B"]:
-    """A token per row out of the fewest that hold `top_p` of it (arXiv 1904.09751, section 3.1)."""
-    logits = logits.astype(jnp.float32)
-    best = logits.argmax(-1).astype(jnp.int32)
-
-    def nucleus(_):
-        order = jnp.argsort(-logits, axis=-1)
-        warm = jnp.where(temperature > 0, temperature, 1)[:, None]
-        ranked = jnp.take_along_axis(logits, order, axis=-1) / warm
-        share = jax.nn.softmax(ranked, axis=-1)
-        ranked = jnp.where(share.cumsum(-1) - share < top_p[:, None], ranked, -jnp.inf)
-        rank = jax.vmap(jax.random.categorical)(keys, ranked)
-        chosen = jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
-        return jnp.where(temperature > 0, chosen.astype(jnp.int32), best)
-
-    return jax.lax.cond((temperature > 0).any(), nucleus, lambda _: best, None)

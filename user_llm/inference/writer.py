@@ -1,0 +1,105 @@
+"""Text in, text out: prompts to answers, all at once or as they are written."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from user_llm.data.text import Tokenizer
+from user_llm.inference.generate import Generator
+from user_llm.inference.sampling import Sampling
+from user_llm.models.layers import Memory
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decodes from a part of a letter's bytes
+
+
+class Writer:
+    """A generator of tokens with the tokenizer that they belong to."""
+
+    def __init__(self, generator: Generator, tokenizer: Tokenizer):
+        """Joins them.
+
+        Raises:
+          ValueError: the tokenizer has more tokens than the decoder.
+        """
+        if len(tokenizer) > (size := generator.config.vocab_size):
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the decoder {size}")
+        self.generator, self.tokenizer = generator, tokenizer
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        memory: Memory | None = None,
+        prefix: Memory | None = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),
+    ) -> list[str]:
+        """Each prompt's answer, which ends before the first of the `stop` strings in it.
+
+        Raises:
+          ValueError: as `stream`.
+        """
+        answers = [""] * len(prompts)
+        for parts in self.stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            memory=memory,
+            prefix=prefix,
+            sampling=sampling,
+        ):
+            for row, part in parts.items():
+                answers[row] += part
+        return answers
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        memory: Memory | None = None,
+        prefix: Memory | None = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),
+    ) -> Iterator[dict[int, str]]:
+        """What is new of each answer, by its row, as soon as it cannot change any more.
+
+        Held back is the part of a letter, and what may be the start of a stop string.
+
+        Raises:
+          ValueError: as `Generator.stream`, or a stop string is empty.
+        """
+        if "" in stop:
+            raise ValueError("an empty stop string ends every answer; leave it out")
+        steps = self.generator.stream(
+            self.tokenizer.prompts(prompts),
+            max_new_tokens=max_new_tokens,
+            stop={self.tokenizer.eos},
+            memory=memory,
+            prefix=prefix,
+            sampling=sampling,
+        )
+        tokens, texts = [[] for _ in prompts], [""] * len(prompts)
+        told, ended = [0] * len(prompts), None
+        with suppress(StopIteration):
+            while True:
+                found, ended, parts = steps.send(ended), set(), {}
+                for row, token in found.items():
+                    tokens[row].append(token)
+                    text = self.tokenizer.decode(tokens[row])
+                    ends = [at for word in stop if (at := text.find(word)) >= 0]
+                    if ends:
+                        ended.add(row)
+                    texts[row] = text[: min(ends)] if ends else text
+                    sure = min(ends) if ends else _sure(text, stop)
+                    if sure > told[row]:
+                        parts[row], told[row] = text[told[row] : sure], sure
+                yield parts
+        yield {row: text[told[row] :] for row, text in enumerate(texts) if text[told[row] :]}
+
+
+def _sure(text: str, stop: Sequence[str]) -> int:
+    """How many letters of an unfinished text stay, whatever comes next."""
+    whole = text.rstrip(UNFINISHED)
+    starts = (word[:size] for word in stop for size in range(1, len(word)))
+    return len(whole) - max((len(x) for x in starts if whole.endswith(x)), default=0)
