@@ -7,13 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from user_llm.inference.beams import extend, reorder
 from user_llm.inference.buckets import bucket
-from user_llm.inference.generate import Generator, forward
-from user_llm.models.attention import KVCache, capped
+from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
 
 
@@ -92,48 +90,6 @@ def _compile(padded: np.ndarray, lengths: np.ndarray) -> tuple[Table, np.ndarray
     return Table(*(jnp.asarray(x, jnp.int32) for x in columns)), node
 
 
-class BeamCache(NamedTuple):
-    """A layer's cache for beams: the prompt's part is shared, what follows is each beam's own.
-
-    Beams lie along the time axis, so that all of a user's attend to one copy of the prompt.
-    """
-
-    prompt: KVCache  # [B, K, S, H]
-    keys: Float[Array, "B K W H R"]  # the layout in which XLA:CPU multiplies fastest
-    values: Float[Array, "B K W R H"]
-    depth: Int[Array, ""]  # the slot of each beam's next token
-
-    def write(self, keys: Array, values: Array, positions: Array) -> "BeamCache":
-        put = jax.lax.dynamic_update_index_in_dim
-        return self._replace(
-            keys=put(self.keys, rearrange(keys, "b w k h -> b k w h"), self.depth, 4),
-            values=put(self.values, rearrange(values, "b w k h -> b k w h"), self.depth, 3),
-        )
-
-    def attend(
-        self, q: Float[Array, "B W N H"], mask: Bool[Array, "B #W SR"], softcap: float | None = None
-    ) -> Array:
-        q = rearrange(q, "b w (k g) h -> b k w g h", k=self.keys.shape[1]) * q.shape[-1] ** -0.5
-        shared = jnp.einsum("bkwgh,bksh->bkwgs", q, self.prompt.keys)
-        own = jnp.einsum("bkwgh,bkwhr->bkwgr", q, self.keys)
-        shared, own = _softmax((shared, own), mask[:, None, :, None], softcap)
-        y = jnp.einsum("bkwgs,bksh->bkwgh", shared, self.prompt.values)
-        y += jnp.einsum("bkwgr,bkwrh->bkwgh", own, self.values)
-        return rearrange(y, "b k w g h -> b w (k g h)")
-
-
-def _softmax(parts: tuple[Array, Array], mask: Array, softcap: float | None) -> list[Array]:
-    """The softmax of both parts together in float32, which to concatenate would take longer."""
-    masks = jnp.split(mask, [parts[0].shape[-1]], axis=-1)
-    low = jnp.finfo(jnp.float32).min
-    scores = (capped(x.astype(jnp.float32), softcap) for x in parts)
-    kept = [jnp.where(m, x, low) for x, m in zip(scores, masks, strict=True)]
-    highest = jnp.maximum(*(x.max(-1, keepdims=True) for x in kept))
-    kept = [jnp.exp(x - highest) for x in kept]
-    total = sum(x.sum(-1, keepdims=True) for x in kept)
-    return [(x / total).astype(parts[0].dtype) for x in kept]
-
-
 class Beams(NamedTuple):
     """The best prefixes found for each user, unfinished ones first."""
 
@@ -184,10 +140,8 @@ def beam_search(
         width = beam
         while width // 2 >= widest:
             width //= 2
-        layers = _reorder(state, layers, beams.parents, width, bucket(depth + 1))
-        logits, layers = _extend(
-            generator.graphdef, generator.params, state, layers, beams.tokens, depth
-        )
+        layers = reorder(state, layers, beams.parents, width, bucket(depth + 1))
+        logits, layers = extend(generator, state, layers, beams.tokens, depth)
     return _items(catalog, np.asarray(beams.nodes), np.asarray(beams.scores), kept, beam)
 
 
@@ -232,46 +186,6 @@ def _select(table, before, beams, logits, fan):
     columns = (nodes, scores, parents, table.token[nodes])
     beams = Beams(*(jnp.take_along_axis(x, order, axis=1) for x in columns))
     return beams, jnp.stack([(degree > 0).sum(1).max(), degree.max()])
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _reorder(state, layers, parents, width, slots):
-    """Each unfinished beam's own keys and values, with room for `slots` tokens."""
-    if layers is None:
-        b, k, _, h = state.caches[0].keys.shape
-        dtype = state.caches[0].keys.dtype
-        empty = (
-            jnp.zeros((b, k, width, h, slots), dtype),
-            jnp.zeros((b, k, width, slots, h), dtype),
-        )
-        return [empty] * len(state.caches)
-    b, k, old, _, few = layers[0][0].shape
-    rows = jnp.arange(b * k).reshape(b, k, 1) * old + parents[:, None, :width]
-
-    def move(x, axis):  # by one flat index: XLA:CPU gathers whole rows at the speed of a copy
-        x = x.reshape(b * k * old, *x.shape[3:]).at[rows.ravel()].get(mode="promise_in_bounds")
-        x = x.reshape(b, k, width, *x.shape[1:])
-        return jnp.pad(x, [(0, slots - few if i == axis else 0) for i in range(5)])
-
-    return [(move(keys, 4), move(values, 3)) for keys, values in layers]
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _extend(graphdef, params, state, layers, tokens, depth):
-    """Logits after every unfinished beam's last token, and the keys and values with it."""
-    decoder = nnx.merge(graphdef, params)
-    width, slots = layers[0][0].shape[2], layers[0][0].shape[-1]
-    positions = jnp.broadcast_to((state.lengths + depth)[:, None], (len(state.lengths), width))
-    at, own = jnp.arange(state.slots), jnp.arange(slots)
-    seen = at < state.lengths[:, None]
-    mask = jnp.concatenate([seen, jnp.broadcast_to(own <= depth, (len(seen), slots))], axis=1)
-    # Where the slots of the prompt and those of each beam stand in the text.
-    at = jnp.concatenate([jnp.broadcast_to(at, seen.shape), state.lengths[:, None] + own], axis=1)
-    views = decoder.views(positions, mask[:, None], at)
-    caches = [BeamCache(p, k, v, depth) for p, (k, v) in zip(state.caches, layers, strict=True)]
-    x = decoder.embed(tokens[:, :width])
-    x, caches = forward(decoder, x, views, caches, state.crossed)
-    return decoder.logits(x), [(cache.keys, cache.values) for cache in caches]
 
 
 def _items(catalog, nodes, scores, kept, beam):

@@ -1,0 +1,91 @@
+"""Beam search against transformers' and against every possible answer."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from random_decoders import PECULIAR, random_decoder
+
+from user_llm.config import DecoderConfig
+from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.inference.beams import beam_search
+from user_llm.inference.generate import Generator
+from user_llm.models.decoder import Decoder
+
+PROMPTS = [[1, 403, 407, 261, 378], [1, 317]]
+
+
+@pytest.fixture(scope="module")
+def stories(data_folder):
+    folder = data_folder / "models" / "stories260K"
+    config = decoder_config(folder)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    decoder = nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state)))
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
+    return Generator(decoder), model
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_answers_are_those_of_transformers(stories, beams, length_penalty):
+    generator, model = stories
+    stop = 426  # a full stop, which comes soon
+    ours = beam_search(
+        generator,
+        PROMPTS,
+        beams=beams,
+        max_new_tokens=24,
+        stop={stop},
+        length_penalty=length_penalty,
+    )
+    how = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
+    for prompt, answers in zip(PROMPTS, ours, strict=True):
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            num_beams=beams,
+            num_return_sequences=beams,
+            length_penalty=length_penalty,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **how,
+        )
+        wanted = []
+        for row in theirs.sequences[:, len(prompt) :].tolist():
+            wanted.append(row[: row.index(stop)] if stop in row else row)
+        assert [answer.tokens for answer in answers] == wanted
+        if beams > 1:
+            scores = [answer.score for answer in answers]
+            np.testing.assert_allclose(scores, theirs.sequences_scores, rtol=1e-4)
+
+
+def test_search_that_keeps_every_first_token_finds_the_best_pairs():
+    config = DecoderConfig(
+        vocab_size=6,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=32,
+    )
+    decoder = random_decoder(config.model_copy(update=PECULIAR))
+    prompt, pairs = [3, 1, 2, 5], list(itertools.product(range(6), repeat=2))
+    tokens = jnp.array([[*prompt, *pair] for pair in pairs])
+    logs = jax.nn.log_softmax(jax.jit(lambda d, t: d(t))(decoder, tokens))[:, len(prompt) - 1 : -1]
+    gains = jnp.take_along_axis(logs, tokens[:, len(prompt) :, None], 2)
+    scores = np.asarray(gains[..., 0].mean(1))
+    best = np.argsort(-scores)[:6]
+    found = beam_search(Generator(decoder), [prompt], beams=6, max_new_tokens=2)[0]
+    assert [answer.tokens for answer in found] == [list(pairs[i]) for i in best]
+    np.testing.assert_allclose([answer.score for answer in found], scores[best], atol=1e-5)
+
+
+def test_no_beams_are_refused(stories):
+    with pytest.raises(ValueError, match="beams=0 must be between 1 and 511"):
+        beam_search(stories[0], PROMPTS, beams=0, max_new_tokens=4, stop={2})
