@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import DecoderConfig
-from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.huggingface import import_decoder
 from user_llm.inference.beams import beam_search
 from user_llm.inference.generate import Generator
-from user_llm.models.decoder import Decoder
 
 PROMPTS = [[1, 403, 407, 261, 378], [1, 317]]
 
@@ -23,11 +21,8 @@ PROMPTS = [[1, 403, 407, 261, 378], [1, 317]]
 @pytest.fixture(scope="module")
 def stories(data_folder):
     folder = data_folder / "models" / "stories260K"
-    config = decoder_config(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    decoder = nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state)))
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
-    return Generator(decoder), model
+    return Generator(import_decoder(folder)), model
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0])

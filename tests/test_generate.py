@@ -10,7 +10,7 @@ from flax import nnx
 from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
-from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.huggingface import import_decoder
 from user_llm.inference.generate import Generator, grow
 from user_llm.inference.sampling import Sampling
 from user_llm.models.decoder import Decoder
@@ -129,9 +129,7 @@ def test_answer_ends_before_its_stop_token(generator):
 @pytest.mark.parametrize("name", ["stories260K", "stories3M", "tinystories-656k"])
 def test_greedy_answers_are_those_of_transformers(data_folder, name):
     folder = data_folder / "models" / name
-    config = decoder_config(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
+    generator = Generator(import_decoder(folder))
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
     prompts = [[1, 403, 407, 261, 378], [1], [1, 317, 310, 290, 411, 270, 300]]
     ours = generator.generate(prompts, max_new_tokens=64)
@@ -144,9 +142,7 @@ def test_greedy_answers_are_those_of_transformers(data_folder, name):
 
 def test_repetition_is_punished_in_prompt_and_answer(data_folder):
     folder = data_folder / "models" / "stories260K"
-    config = decoder_config(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
+    generator = Generator(import_decoder(folder))
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
     prompts, penalty = [[1, 403, 407, 261, 378], [1, 317]], 1.4
     how = [Sampling(repetition_penalty=penalty), Sampling()]

@@ -4,12 +4,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from their_decoders import TOKENS, write_theirs
 
-from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.huggingface import import_decoder
 from user_llm.huggingface.parity import first_difference
-from user_llm.models.decoder import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +20,9 @@ def theirs(tmp_path_factory):
     return folder, [state.numpy() for state in states]
 
 
-def imported(folder):
-    config = decoder_config(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state)))
-
-
 def test_faithful_import_differs_nowhere(theirs):
     folder, states = theirs
-    assert first_difference(imported(folder), TOKENS, states) is None
+    assert first_difference(import_decoder(folder), TOKENS, states) is None
 
 
 @pytest.mark.parametrize(
@@ -45,7 +37,7 @@ def test_faithful_import_differs_nowhere(theirs):
 )
 def test_broken_part_is_named(theirs, broken, named):
     folder, states = theirs
-    decoder = imported(folder)
+    decoder = import_decoder(folder)
     parameter = broken(decoder)
     wrong = np.array(parameter[...])
     wrong[TOKENS[0, 0] if "embed" in named else 1] *= 1.1  # of a stack the second layer
@@ -56,4 +48,4 @@ def test_broken_part_is_named(theirs, broken, named):
 def test_states_of_another_depth_are_refused(theirs):
     folder, states = theirs
     with pytest.raises(ValueError, match="3 hidden states for 3 layers; give 4"):
-        first_difference(imported(folder), TOKENS, states[:-1])
+        first_difference(import_decoder(folder), TOKENS, states[:-1])

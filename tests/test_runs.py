@@ -7,6 +7,7 @@ import pytest
 from runs_made import EXPERIMENT
 from timelines_made import dataset
 
+from user_llm import commands
 from user_llm.config import Experiment
 from user_llm.runs import Run, data_path
 
@@ -97,3 +98,36 @@ def test_training_events_are_all_before_validation_and_test(tmp_path):
     # The last two of the first and of the third user are asked for; the second has too few.
     np.testing.assert_array_equal(run.training_events, [0, 1, 4, 5, 6])
     assert set(run.split.validation) | set(run.split.test) == {2, 3, 7, 8}
+
+
+def copied(data_folder, tmp_path, weights="stories260K", tokenizer="stories260K"):
+    """A run with the weights of one small model and the tokenizer of another."""
+    models, folder = data_folder / "models", tmp_path / "model"
+    folder.mkdir()
+    for source, names in (
+        (weights, ("config.json", "model.safetensors")),
+        (tokenizer, ("tokenizer.json", "tokenizer_config.json")),
+    ):
+        for name in names:
+            (folder / name).write_bytes((models / source / name).read_bytes())
+    return folder, Run(with_part("language_model", weights=str(folder)), tmp_path / "run")
+
+
+def test_language_model_that_fits_is_accepted(data_folder, tmp_path):
+    _, run = copied(data_folder, tmp_path)
+    run.check_language_model()
+
+
+def test_tokenizer_of_another_model_is_refused(data_folder, tmp_path):
+    _, run = copied(data_folder, tmp_path, tokenizer="stories3M")
+    with pytest.raises(ValueError, match="has 4096 tokens and its embeddings 512"):
+        run.check_language_model()
+
+
+def test_weights_are_looked_at_before_anything_is_trained(data_folder, tmp_path):
+    folder, run = copied(data_folder, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="model.safetensors is missing or cut short"):
+        commands.run(run.experiment, run.folder, verb="run")
+    assert {path.name for path in run.folder.iterdir()} == {"config.json"}

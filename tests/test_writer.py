@@ -1,14 +1,12 @@
 """Text as it is written: the same in parts as whole, and no further than its stop strings."""
 
 import pytest
-from flax import nnx
 
 from user_llm.data.text import Tokenizer
-from user_llm.huggingface import decoder_config, load_decoder
+from user_llm.huggingface import import_decoder
 from user_llm.inference.generate import Generator
 from user_llm.inference.sampling import Sampling
 from user_llm.inference.writer import Writer, _sure
-from user_llm.models.decoder import Decoder
 
 PROMPTS = ["Once upon a time", "Lily and Tom went to the park. They"]
 
@@ -16,10 +14,7 @@ PROMPTS = ["Once upon a time", "Lily and Tom went to the park. They"]
 @pytest.fixture(scope="module")
 def writer(data_folder):
     folder = data_folder / "models" / "stories260K"
-    config = decoder_config(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    generator = Generator(nnx.merge(graphdef, load_decoder(folder, nnx.to_pure_dict(state))))
-    return Writer(generator, Tokenizer.load(folder))
+    return Writer(Generator(import_decoder(folder)), Tokenizer.load(folder))
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ def run(
             print(table(*spread([evaluation.read(Run.open(own))["rows"] for own in folders])))
         return
     made = Run(experiment, folder)
+    if experiment.finetune.steps:
+        made.check_language_model()
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:
         stages.pretrain(made)

@@ -14,7 +14,7 @@ from user_llm.data.builders import build
 from user_llm.data.dataset import Dataset, load
 from user_llm.data.tasks import corpus
 from user_llm.data.text import Tokenizer
-from user_llm.huggingface import decoder_config
+from user_llm.huggingface import check_decoder, decoder_config
 from user_llm.models.encoders import ENCODERS, Encoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
@@ -133,7 +133,13 @@ class Run:
         """The pre-trained decoder's own, or one learned from the training texts."""
         model = self.experiment.language_model
         if model.weights:
-            return Tokenizer.load(data_path(model.weights))
+            tokenizer = Tokenizer.load(data_path(model.weights))
+            if len(tokenizer) > (size := self.decoder_config.vocab_size):
+                raise ValueError(
+                    f"the tokenizer of {model.weights} has {len(tokenizer)} tokens and its "
+                    f"embeddings {size}; take both from one model"
+                )
+            return tokenizer
         folder = self.folder / "tokenizer"
         if (folder / "tokenizer.json").is_file():
             return Tokenizer.load(folder)
@@ -144,6 +150,16 @@ class Run:
     def decoder_config(self) -> DecoderConfig:
         model = self.experiment.language_model
         return decoder_config(data_path(model.weights)) if model.weights else model.architecture
+
+    def check_language_model(self) -> None:
+        """Refuses weights and a tokenizer that do not fit, before anything is trained for them.
+
+        Raises:
+          ValueError: naming what is wrong with the folder's files.
+        """
+        if weights := self.experiment.language_model.weights:
+            check_decoder(data_path(weights), self.decoder_config)
+            len(self.tokenizer)
 
     @property
     def systems(self) -> dict[str, SystemConfig]:

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from user_llm.config import DecoderConfig
-from user_llm.huggingface.configs import described
+from user_llm.huggingface.configs import decoder_config, described
 from user_llm.models.decoder import Decoder
+from user_llm.sharding import shardings
 
 # Our names to theirs, `{}` standing for the layer; a `kernel` is the transpose of torch's weight.
 NAMES = {
@@ -49,6 +50,32 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of a file at most, unless one tensor is larger
 
 
+def import_decoder(folder: str | Path, mesh: Mesh | None = None, **changes: Any) -> Decoder:
+    """The decoder of a folder, placed on a mesh if there is one.
+
+    Args:
+      changes: further fields of its config, such as `dtype` and `param_dtype`.
+
+    Raises:
+      ValueError: as `decoder_config` and `load_decoder`.
+    """
+    config = DecoderConfig(**decoder_config(folder).model_dump() | changes)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    abstract = nnx.to_pure_dict(state)
+    if mesh is not None:
+        abstract = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            abstract,
+            nnx.to_pure_dict(shardings(state, mesh)),
+        )
+    return nnx.merge(graphdef, load_decoder(folder, abstract))
+
+
+def check_decoder(folder: str | Path, config: DecoderConfig) -> None:
+    """Refuses what `load_decoder` would refuse, from the files' headers alone."""
+    _plan(Path(folder), _abstract(config))
+
+
 def load_decoder(folder: str | Path, abstract: dict) -> dict:
     """A decoder's parameters, read from safetensors straight to their devices, shard by shard.
 
@@ -64,7 +91,18 @@ def load_decoder(folder: str | Path, abstract: dict) -> dict:
       ValueError: files are missing or cut short, or tensors are unknown, missing, of another shape
         or not of floating point; all problems at once.
     """
-    tensors, problems = _open(Path(folder))
+    tensors, places = _plan(Path(folder), abstract)
+
+    def load(path, x):
+        name = _name(path)
+        return _read(x, tensors, places[name], _turned(name)) if name in places else x
+
+    return jax.tree.map_with_path(load, abstract)
+
+
+def _plan(folder: Path, abstract: dict) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The folder's tensors, not yet read, and which of them make up each parameter."""
+    tensors, problems = _open(folder)
     named = _by_name(abstract)
     theirs = _theirs(named)
     if "lm_head.kernel" not in named:  # a tied matrix is stored under one of its names, or both
@@ -82,12 +120,7 @@ def load_decoder(folder: str | Path, abstract: dict) -> dict:
         problems += _mismatch(key, tensors[key], _wanted_shape(wanted[key], named[wanted[key]]))
     if problems:
         raise ValueError(f"{folder} does not fit the decoder: " + "; ".join(problems))
-
-    def load(path, x):
-        name = _name(path)
-        return _read(x, tensors, places[name], _turned(name)) if name in places else x
-
-    return jax.tree.map_with_path(load, abstract)
+    return tensors, places
 
 
 def _by_name(params: dict) -> dict[str, Any]:
