@@ -23,7 +23,7 @@ class Tokenizer:
         self._space = "" if first.startswith("▁") else " "  # some write the space by themselves
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: str | Path) -> "Tokenizer":
         """The tokenizer of a model folder in Hugging Face layout.
 
         Raises:
@@ -31,7 +31,7 @@ class Tokenizer:
         """
         from transformers import AutoTokenizer
 
-        if not (folder / "tokenizer.json").is_file():
+        if not Path(folder, "tokenizer.json").is_file():
             raise ValueError(f"{folder} holds no tokenizer.json")
         return cls(AutoTokenizer.from_pretrained(folder))
 

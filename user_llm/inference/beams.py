@@ -60,7 +60,7 @@ def beam_search(
             [np.asarray(x) for x in _best(logits, scores, wide)],
             count + 1 == max_new_tokens,
         )
-        chosen = [one.go_on(*(x[row] for x in best), last) for row, one in enumerate(searches)]
+        chosen = [one.go_on(*(x[row] for x in best), last=last) for row, one in enumerate(searches)]
         if last or all(search.ended for search in searches):
             break
         parents, tokens, scores = (jnp.stack(x) for x in zip(*chosen, strict=True))
@@ -78,7 +78,7 @@ class Search:
         self.finished: list[Answer] = []
         self.ended = False
 
-    def go_on(self, scores: np.ndarray, parents: np.ndarray, tokens: np.ndarray, last: bool):
+    def go_on(self, scores: np.ndarray, parents: np.ndarray, tokens: np.ndarray, *, last: bool):
         """Takes the best continuations; says which to go on with: parents, tokens, scores.
 
         A continuation ends its answer only if it is among the first `beams` of all. Those of the
