@@ -9,9 +9,9 @@ Of the official files, the first 2,999 users: what is asked for is each one's la
 
 1 CPU core beside other work, 23 and 30 minutes. Test, one seed: with time recall_at_10 0.297,
 ndcg_at_10 0.173; without 0.297 and 0.172, so that time is worth no more than the error of 0.008.
-`user-llm benchmark rectools RUN` beside the first: RecTools 0.19's HSTU of the same size, with time,
-reaches 0.210 and 0.116 with its best of 70 epochs, 110 minutes of the same core; ours is better by
-0.087 ±0.008 and 0.057 ±0.005.
+`user-llm benchmark rectools RUN` beside the first: RecTools 0.19's HSTU of the same size, with
+time, reaches 0.210 and 0.116 with its best of 70 epochs, 110 minutes of the same core; ours is
+better by 0.087 ±0.008 and 0.057 ±0.005.
 """
 
 from user_llm.config import (

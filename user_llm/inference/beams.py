@@ -56,10 +56,8 @@ def beam_search(
     # Each beam may end by any stop token; as many continuations must be left to go on with.
     wide = min(beams * (1 + len(stop)), generator.config.vocab_size)
     for count in range(max_new_tokens):
-        best, last = (
-            [np.asarray(x) for x in _best(logits, scores, wide)],
-            count + 1 == max_new_tokens,
-        )
+        best = [np.asarray(x) for x in _best(logits, scores, wide)]
+        last = count + 1 == max_new_tokens
         chosen = [one.go_on(*(x[row] for x in best), last=last) for row, one in enumerate(searches)]
         if last or all(search.ended for search in searches):
             break
