@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from random_decoders import PECULIAR, random_decoder
+from their_decoders import write_theirs
 
 from user_llm.config import DecoderConfig
 from user_llm.huggingface import import_decoder
@@ -79,6 +80,35 @@ def test_search_that_keeps_every_first_token_finds_the_best_pairs():
     found = beam_search(Generator(decoder), [prompt], beams=6, max_new_tokens=2)[0]
     assert [answer.tokens for answer in found] == [list(pairs[i]) for i in best]
     np.testing.assert_allclose([answer.score for answer in found], scores[best], atol=1e-5)
+
+
+def test_search_goes_on_where_a_small_vocabulary_ends_many_answers():
+    config = DecoderConfig(
+        vocab_size=6, hidden_size=16, num_hidden_layers=1, max_position_embeddings=32
+    )
+    found = beam_search(
+        Generator(random_decoder(config)), [[1], [2]], beams=4, max_new_tokens=6, stop={0}
+    )
+    for answers in found:
+        assert len({tuple(answer.tokens) for answer in answers}) == 4
+        assert not any(0 in answer.tokens for answer in answers)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gemma3_text"])
+def test_other_families_answer_as_in_transformers(tmp_path, family):
+    model = write_theirs(tmp_path, family)
+    generator, prompts = Generator(import_decoder(tmp_path)), [[5, 6, 7], list(range(20, 34))]
+    greedy = generator.generate(prompts, max_new_tokens=16)
+    beams = beam_search(generator, prompts, beams=3, max_new_tokens=16, stop={9})
+    how = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0}
+    for prompt, answer, answers in zip(prompts, greedy, beams, strict=True):
+        asked = torch.tensor([prompt])
+        theirs = model.generate(asked, eos_token_id=None, **how)[0, len(prompt) :]
+        assert answer == theirs.tolist()
+        theirs = model.generate(asked, num_beams=3, eos_token_id=9, **how)[
+            0, len(prompt) :
+        ].tolist()
+        assert answers[0].tokens == (theirs[: theirs.index(9)] if 9 in theirs else theirs)
 
 
 def test_no_beams_are_refused(stories):

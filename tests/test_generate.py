@@ -153,6 +153,11 @@ def test_repetition_is_punished_in_prompt_and_answer(data_folder):
         assert prompt + answer == wanted[0].tolist()
 
 
+def test_no_prompt_is_named(generator):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        generator.generate([], max_new_tokens=1)
+
+
 def test_rows_end_when_asked(generator):
     steps = generator.stream(PROMPTS, max_new_tokens=6)
     assert set(next(steps)) == {0, 1, 2, 3}

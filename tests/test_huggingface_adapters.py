@@ -100,6 +100,7 @@ def test_adapters_are_written_for_peft_and_merged_for_everyone(base, tmp_path):
     [
         ({"use_rslora": True}, "use_rslora=True"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"bias": "all"}, "bias='all'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"layers_to_transform": [0]}, "layers_to_transform"),
@@ -138,6 +139,16 @@ def test_absent_files_are_named(base, tmp_path):
     lora = LoRAConfig(rank=1)
     with pytest.raises(ValueError, match="adapter_model.safetensors is missing or cut short"):
         load_adapter(tmp_path, lora, imported(base, lora)[1])
+
+
+def test_adapters_that_are_not_described_are_not_lost(base, tmp_path):
+    _, params = imported(base, LoRAConfig(rank=2, targets=("q_proj", "k_proj")))
+    for lora in (
+        LoRAConfig(rank=2, targets=("q_proj",)),
+        LoRAConfig(rank=3, targets=("[qk]_proj",)),
+    ):
+        with pytest.raises(ValueError, match=r"rank \[2\] on \['self_attn.k_proj', 'self_attn.q"):
+            save_adapter(tmp_path, lora, params)
 
 
 def test_decoder_without_adapters_has_none_to_save(base, tmp_path):

@@ -10,6 +10,7 @@ from user_llm.config import DecoderConfig, ModelType, RopeScaling
 from user_llm.huggingface.configs import CLASSES, DEFAULTS, ONLY, decoder_config, described
 
 PLACES = {"transformers_version", "_name_or_path", "dtype", "initializer_range"}
+PLACES |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 @pytest.mark.parametrize("family", THEIRS)
@@ -82,12 +83,93 @@ PUBLISHED = {
         "num_key_value_heads": 1,
         "query_pre_attn_scalar": 256,
         "rms_norm_eps": 1e-06,
-        "rope_local_base_freq": 10000,
+        "rope_local_base_freq": 5000,  # 10,000 in truth, which is also the default
         "rope_scaling": None,
         "rope_theta": 1000000,
         "sliding_window": 512,
         "sliding_window_pattern": 6,
         "vocab_size": 262144,
+    },
+    "HuggingFaceTB/SmolLM2-135M": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "vocab_size": 49152,
+    },
+    "google/gemma-2-9b": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "attention_bias": False,
+        "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid",
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 8192,
+        "model_type": "gemma2",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 42,
+        "num_key_value_heads": 8,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "sliding_window_size": 4096,
+        "vocab_size": 256000,
+    },
+    "Qwen/Qwen3-0.6B": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "model_type": "qwen3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "mistralai/Mistral-7B-v0.1": {
+        "architectures": ["MistralForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
     },
     "Qwen/Qwen2.5-0.5B": {
         "architectures": ["Qwen2ForCausalLM"],
@@ -116,13 +198,21 @@ def test_published_file_is_read_as_transformers_reads_it(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
     ours = decoder_config(tmp_path)
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    for field in set(DecoderConfig.model_fields) & theirs.to_dict().keys() - {"dtype"}:
-        if field not in ("layer_types", "sliding_window"):
-            assert getattr(ours, field) == getattr(theirs, field), field
-    kinds = getattr(theirs, "layer_types", ["full_attention"] * theirs.num_hidden_layers)
+    said = {"dtype", "layer_types", "sliding_window"}
+    for field in set(DecoderConfig.model_fields) & theirs.to_dict().keys() - said:
+        assert getattr(ours, field) == getattr(theirs, field), field
+    # A family without a list slides everywhere or nowhere.
+    every = "sliding_attention" if getattr(theirs, "sliding_window", None) else "full_attention"
+    kinds = getattr(theirs, "layer_types", [every] * theirs.num_hidden_layers)
     assert ours.slides == tuple(kind == "sliding_attention" for kind in kinds)
+    if any(ours.slides):
+        assert ours.sliding_window == theirs.sliding_window
     rope = theirs.rope_parameters
-    assert ours.rope_theta == rope.get("full_attention", rope)["rope_theta"]
+    own = dict(rope.get("full_attention", rope))
+    assert ours.rope_theta == own.pop("rope_theta")
+    scaling = ours.rope_scaling
+    assert own == (scaling.model_dump(exclude_none=True) if scaling else {"rope_type": "default"})
+    assert ours.rope_local_base_freq == rope.get("sliding_attention", {}).get("rope_theta")
 
 
 def test_little_is_enough(tmp_path):

@@ -15,7 +15,12 @@ from flax import nnx
 from their_decoders import THEIRS, TOKENS, edit_config, their_logits, write_theirs
 
 from user_llm.config import CrossAttentionConfig, LoRAConfig
-from user_llm.huggingface import decoder_config, load_decoder, save_decoder
+from user_llm.huggingface import (
+    decoder_config,
+    import_decoder,
+    load_decoder,
+    save_decoder,
+)
 from user_llm.models.decoder import Decoder
 from user_llm.sharding import shardings
 
@@ -72,6 +77,19 @@ def test_real_weights_give_the_logits_of_transformers(data_folder, name):
     graphdef, params, _ = read_decoder(folder)
     model = transformers.LlamaForCausalLM.from_pretrained(folder).float().eval()
     logits = forward(graphdef)(params, TOKENS)
+    np.testing.assert_allclose(logits, their_logits(model), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_stacks_of_every_kind_are_read_onto_a_mesh(tmp_path, mesh, family):
+    model = write_theirs(tmp_path, family)
+    on = mesh(data=2, fsdp=2, tensor=2)
+    decoder = import_decoder(tmp_path, on, max_position_embeddings=64)
+    assert decoder.config.max_position_embeddings == 64
+    spread = {len(x.sharding.device_set) for x in jax.tree.leaves(nnx.state(decoder))}
+    assert spread == {8}
+    with jax.set_mesh(on):
+        logits = jax.jit(lambda decoder, tokens: decoder(tokens))(decoder, TOKENS)
     np.testing.assert_allclose(logits, their_logits(model), atol=2e-5, rtol=2e-5)
 
 
@@ -143,6 +161,42 @@ def test_large_decoder_is_saved_in_several_files(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_decoder(folder)[1], params)
     save_decoder(folder, config, params)  # and back: nothing is left of the several
     assert {x.name for x in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_saving_leaves_what_is_not_its_own(tmp_path):
+    write_theirs(tmp_path)
+    _, params, config = read_decoder(tmp_path)
+    mine = {"model-ema.safetensors", "model.safetensors.bak", "tokenizer.json"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    save_decoder(tmp_path, config, params, shard_bytes=20_000)
+    assert mine < {x.name for x in tmp_path.iterdir()}
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_special_tokens_are_written_or_none_are(tmp_path):
+    write_theirs(tmp_path / "theirs")
+    _, params, config = read_decoder(tmp_path / "theirs")
+    save_decoder(tmp_path / "ours", config, params)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").eos_token_id is None
+    save_decoder(tmp_path / "ours", config, params, special={"eos_token_id": [5, 7]})
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").eos_token_id == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("llama", {"sliding_window": 4}, "sliding_window=4"),
+        ("qwen3", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0"),
+        ("gemma3_text", {"rope_local_base_freq": None}, "rope_local_base_freq=None"),
+    ],
+)
+def test_what_a_family_has_no_words_for_is_not_written(tmp_path, family, change, named):
+    write_theirs(tmp_path / "theirs", family)
+    _, params, config = read_decoder(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=f"{family} has no words for {named}"):
+        save_decoder(tmp_path / "ours", config.model_copy(update=change), params)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_missing_file_of_several_is_named(tmp_path):

@@ -56,6 +56,23 @@ def test_each_prompt_has_its_own_sampling(writer, answers):
     assert mixed[1] != answers[1]
 
 
+def test_letter_of_several_bytes_is_told_whole(writer):
+    # One letter byte by byte, and one that is never finished.
+    ids = writer.tokenizer._tokenizer.convert_tokens_to_ids(["a", "<0xC3>", "<0xA9>", "<0xE4>"])
+
+    class Spelling(Generator):
+        def __init__(self):
+            self.config = writer.generator.config
+
+        def stream(self, prompts, **_):
+            yield from ({0: token} for token in ids)
+
+    spelling = Writer(Spelling(), writer.tokenizer)
+    parts = [x[0] for x in spelling.stream([""], max_new_tokens=4) if x]
+    assert "".join(parts) == writer.tokenizer.decode(ids)
+    assert parts[0] == "a"
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "sure"),
     [

@@ -42,7 +42,7 @@ def run(
             print(table(*spread([evaluation.read(Run.open(own))["rows"] for own in folders])))
         return
     made = Run(experiment, folder)
-    if experiment.finetune.steps:
+    if verb in ("run", "finetune") and experiment.finetune.steps:
         made.check_language_model()
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:

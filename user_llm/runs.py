@@ -133,13 +133,7 @@ class Run:
         """The pre-trained decoder's own, or one learned from the training texts."""
         model = self.experiment.language_model
         if model.weights:
-            tokenizer = Tokenizer.load(data_path(model.weights))
-            if len(tokenizer) > (size := self.decoder_config.vocab_size):
-                raise ValueError(
-                    f"the tokenizer of {model.weights} has {len(tokenizer)} tokens and its "
-                    f"embeddings {size}; take both from one model"
-                )
-            return tokenizer
+            return Tokenizer.load(data_path(model.weights))
         folder = self.folder / "tokenizer"
         if (folder / "tokenizer.json").is_file():
             return Tokenizer.load(folder)
@@ -159,7 +153,12 @@ class Run:
         """
         if weights := self.experiment.language_model.weights:
             check_decoder(data_path(weights), self.decoder_config)
-            len(self.tokenizer)
+            known, size = len(self.tokenizer), self.decoder_config.vocab_size
+            if known > size:
+                raise ValueError(
+                    f"the tokenizer of {weights} has {known} tokens and its embeddings {size}; "
+                    "take both from one model"
+                )
 
     @property
     def systems(self) -> dict[str, SystemConfig]:

@@ -69,6 +69,21 @@ class Tokenizer:
         """Tokens as they follow a prompt, with the end-of-sequence token behind them."""
         return [[*ids, self.eos] for ids in self._encode([self._space + text for text in texts])]
 
+    def settled(self, ids: Sequence[int]) -> str:
+        """The beginning of `decode` that no later token changes: without the bytes at its end.
+
+        A letter may be spelled by several tokens of a byte each, and they change together.
+        """
+        names, end = self._tokenizer.convert_ids_to_tokens(list(ids)), len(ids)
+        while end and names[end - 1].startswith("<0x"):
+            end -= 1
+        return self.decode(ids[:end])
+
+    def special(self, text: str) -> set[int]:
+        """The token that is that whole text and never part of another; none for most texts."""
+        found = self._tokenizer.get_added_vocab().get(text)
+        return set() if found is None else {found}
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer."""
         return self._tokenizer.decode(ids, skip_special_tokens=True).strip()

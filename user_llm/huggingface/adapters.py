@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -16,11 +16,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = "base_model.model.model.layers.{layer}.{projection}.lora_{factor}.weight"
 # Attributes that are without effect, or of which one value is supported.
 KNOWN = {
-    *("base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout", "revision"),
+    *("base_model_name_or_path", "inference_mode", "lora_dropout", "revision"),
     *("auto_mapping", "task_type", "peft_version", "ensure_weight_tying", "r", "lora_alpha"),
     *("target_modules", "runtime_config", "megatron_core", "qalora_group_size"),
 }
 ONLY = {"peft_type": "LORA", "bias": "none"}
+# Ways to start that leave the base as it is; others subtract the factors from it.
+STARTS = (True, "gaussian", "eva", "orthogonal")
 
 
 def adapter_config(folder: str | Path) -> LoRAConfig:
@@ -36,9 +38,12 @@ def adapter_config(folder: str | Path) -> LoRAConfig:
         raise ValueError(f"{path} is not a readable {CONFIG}: {error}") from error
     # Whatever else PEFT knows changes nothing while it is off.
     odd = {k: v for k, v in given.items() if k not in KNOWN and v != ONLY.get(k) and v}
+    if odd.get("init_lora_weights") in STARTS:
+        del odd["init_lora_weights"]
     targets = given.get("target_modules")
     if not isinstance(targets, list) or not targets:
         odd["target_modules"] = targets
+    odd |= {k: None for k in ("r", "lora_alpha") if given.get(k) is None}
     if odd:
         told = ", ".join(f"{k}={v!r}" for k, v in sorted(odd.items()))
         raise ValueError(f"{path} describes no supported adapter: {told}")
@@ -117,16 +122,29 @@ def load_adapter(folder: str | Path, lora: LoRAConfig, params: dict) -> dict:
     for (projection, factor), parts in found.items():
         module, name = projection.split(".")
         old = layers[module][name]
-        stack = jnp.asarray(np.stack([x.T for x in parts.values()]), old[factor].dtype)
+        stack = np.stack([x.T for x in parts.values()]).astype(old[factor].dtype)
+        stack = jax.device_put(stack, old[factor].sharding)
         layers[module] = layers[module] | {name: old | {factor: stack}}
     return params | {"layers": layers}
 
 
 def _projections(params: dict, lora: LoRAConfig) -> dict[str, dict[str, Any]]:
-    """The projections that have adapters, by their names with their modules."""
-    return {
+    """The projections that have adapters, by their names with their modules.
+
+    Raises:
+      ValueError: they are not those that `lora` describes.
+    """
+    found = {
         f"{module}.{name}": params["layers"][module][name]
-        for module in PROJECTIONS
-        for name in lora.of(module).targets
+        for module, names in PROJECTIONS.items()
+        for name in names
         if "lora_a" in params["layers"][module][name]
     }
+    said = {f"{module}.{name}" for module in PROJECTIONS for name in lora.of(module).targets}
+    ranks = {factors["lora_a"].shape[-1] for factors in found.values()}
+    if found and (found.keys() != said or ranks != {lora.rank}):
+        raise ValueError(
+            f"the decoder has adapters of rank {sorted(ranks)} on {sorted(found)}; described are "
+            f"rank {lora.rank} on {sorted(said)}"
+        )
+    return found

@@ -79,7 +79,7 @@ GELU = {
     "use_bidirectional_attention": False,
 }
 ONLY: dict[str, dict[str, Any]] = {
-    "llama": SILU | {"mlp_bias": False, "pretraining_tp": 1},
+    "llama": SILU | {"mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False},
     "mistral": SILU,
     "qwen2": {"hidden_act": "silu", "use_mrope": False},
     "qwen3": SILU,
@@ -90,7 +90,9 @@ WITHOUT_EFFECT = {  # on the logits of a given input
     *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"),
     *("initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("cache_implementation", "rope_scaling", "rope_parameters", "architectures", "model_type"),
+    *("is_llama_config", "transformers.js_config"),
 }
+NO_TOKENS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -115,6 +117,8 @@ def decoder_config(folder: str | Path) -> DecoderConfig:
         )
     if "_sliding_window_pattern" in given:  # as transformers writes it
         given["sliding_window_pattern"] = given.pop("_sliding_window_pattern")
+    if family == "gemma2" and given.get("sliding_window_size") == given.get("sliding_window"):
+        given.pop("sliding_window_size", None)  # the same again, in old files
     problems = [
         f"{name}={given[name]!r}, where only {value!r} is supported"
         for name, value in ONLY[family].items()
@@ -132,7 +136,7 @@ def decoder_config(folder: str | Path) -> DecoderConfig:
     said["head_dim"] = said["head_dim"] or said["hidden_size"] // heads
     fields = {name: said[name] for name in said.keys() & DecoderConfig.model_fields.keys()}
     try:
-        return DecoderConfig(**fields | {"model_type": family} | rope | _windows(said))
+        return DecoderConfig.model_validate(fields | {"model_type": family} | rope | _windows(said))
     except ValidationError as error:
         raise ValueError(f"{path} contradicts itself: {error}") from error
 
@@ -192,12 +196,19 @@ def _rope(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[dict, 
     return found, problems
 
 
-def described(config: DecoderConfig, dtype: str) -> dict[str, Any]:
-    """What `config.json` says of a decoder whose weights are of that type."""
+def described(
+    config: DecoderConfig, dtype: str, special: Mapping[str, Any] = NO_TOKENS
+) -> dict[str, Any]:
+    """What `config.json` says of a decoder whose weights are of that type.
+
+    Args:
+      special: the ids of special tokens, of which Hugging Face would assume Llama 2's.
+    """
     family: ModelType = config.model_type
     fields = config.model_dump(mode="json")
     said = {name: fields[name] for name in (*SIZES, *DEFAULTS[family]) if name in fields}
     said |= {"architectures": [CLASSES[family]], "model_type": family, "dtype": dtype}
+    said |= NO_TOKENS | dict(special)
     if DEFAULTS[family]["head_dim"] is None and config.shares_width:
         del said["head_dim"]  # some have no such attribute
     if "layer_types" in said:

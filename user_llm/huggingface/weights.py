@@ -1,7 +1,7 @@
 """Weights in safetensors, read straight to their devices and written back: names to names."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from user_llm.config import DecoderConfig
-from user_llm.huggingface.configs import decoder_config, described
+from user_llm.huggingface.configs import NO_TOKENS, decoder_config, described
 from user_llm.models.decoder import Decoder
 from user_llm.sharding import shardings
 
@@ -47,6 +47,7 @@ POST_NORMS = NAMES | {
 }
 DERIVED = ".rotary_emb.inv_freq"  # a buffer in old files, made from rope_theta
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, SHARDS = "config.json", "model-?????-of-?????.safetensors"
 SHARD_BYTES = 5 * 10**9  # of a file at most, unless one tensor is larger
 
 
@@ -72,7 +73,7 @@ def import_decoder(folder: str | Path, mesh: Mesh | None = None, **changes: Any)
 
 
 def check_decoder(folder: str | Path, config: DecoderConfig) -> None:
-    """Refuses what `load_decoder` would refuse, from the files' headers alone."""
+    """Refuses what `load_decoder` would refuse, without reading more than it needs for that."""
     _plan(Path(folder), _abstract(config))
 
 
@@ -155,10 +156,10 @@ def _wanted_shape(name: str, x: Any) -> tuple[int, ...]:
 def _open(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Every tensor as a slice not yet read, and which files could not be opened."""
     index, single = folder / INDEX, folder / SINGLE
-    if index.exists():
-        paths = {folder / x for x in json.loads(index.read_text())["weight_map"].values()}
-    elif single.exists():
+    if single.exists():  # before an index, as transformers prefers it
         paths = {single}
+    elif index.exists():
+        paths = {folder / x for x in json.loads(index.read_text())["weight_map"].values()}
     else:
         paths = set(folder.glob("*.safetensors"))
     if not paths:
@@ -206,16 +207,25 @@ def _read(x: Any, tensors: dict[str, Any], keys: list[str], turned: bool) -> jax
 
 
 def save_decoder(
-    folder: str | Path, config: DecoderConfig, params: dict, shard_bytes: int = SHARD_BYTES
+    folder: str | Path,
+    config: DecoderConfig,
+    params: dict,
+    *,
+    special: Mapping[str, Any] = NO_TOKENS,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes safetensors and `config.json`, which `load_decoder` and transformers read.
 
     What is larger than `shard_bytes` becomes several files with an index, and the host holds one of
     them at a time. What the family has no name for (`cross`, LoRA's factors) is left out: it is the
-    caller's.
+    caller's. While files of an earlier decoder are replaced, there is no `config.json`.
+
+    Args:
+      special: the ids of special tokens for `config.json`: `bos_token_id`, `eos_token_id`, ...
 
     Raises:
-      ValueError: a parameter of the family is missing, or is one that the config does not have.
+      ValueError: a parameter of the family is missing, or is one that the config does not have; or
+        the family has no words for what the config says.
     """
     ours, wanted = _by_name(params), _by_name(_abstract(config))
     theirs = _theirs(ours)
@@ -224,6 +234,7 @@ def save_decoder(
             f"{folder} cannot be written: missing {sorted(wanted.keys() - theirs.keys())}, "
             f"not to be expected {sorted(theirs.keys() - wanted.keys())}"
         )
+    _refuse_unsaid(folder, config)
     files = [{}]
     for name, pattern in theirs.items():
         x, keys = ours[name], _places(pattern, ours[name])
@@ -249,15 +260,37 @@ def save_decoder(
             total = sum(size for own in files for *_, size in own.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             Path(place, INDEX).write_text(json.dumps(index, indent=2))
-        said = described(config, str(ours["embed_tokens"].dtype))
-        Path(place, "config.json").write_text(json.dumps(said, indent=2))
-        written = {path.name for path in Path(place).iterdir()}
-        for name in sorted(written):
+        said = described(config, str(ours["embed_tokens"].dtype), special)
+        Path(place, CONFIG).write_text(json.dumps(said, indent=2))
+        written = {path.name for path in Path(place).iterdir()} - {CONFIG}
+
+        def put(name: str) -> None:
             Path(place, name).chmod(0o644)  # safetensors writes 0600
             Path(place, name).replace(folder / name)
-    for path in folder.glob("model*.safetensors*"):  # of what was there before
-        if path.name not in written:
-            path.unlink()
+
+        (folder / CONFIG).unlink(missing_ok=True)
+        for name in sorted(written):
+            put(name)
+        for path in (folder / SINGLE, folder / INDEX, *folder.glob(SHARDS)):
+            if path.name not in written:  # of a decoder that was there before
+                path.unlink(missing_ok=True)
+        put(CONFIG)
+
+
+def _refuse_unsaid(folder: str | Path, config: DecoderConfig) -> None:
+    """Refuses a config of which its family's `config.json` cannot say all."""
+
+    def told(config: DecoderConfig) -> dict[str, Any]:
+        free = {"dtype", "param_dtype", "layer_types"}
+        return config.model_dump(exclude=free) | {"slides": config.slides}
+
+    with TemporaryDirectory() as place:
+        Path(place, CONFIG).write_text(json.dumps(described(config, config.dtype)))
+        again, wanted = told(decoder_config(place)), told(config)
+    if lost := [f"{name}={x}" for name, x in wanted.items() if again[name] != x]:
+        raise ValueError(
+            f"{folder} cannot be written: {config.model_type} has no words for {', '.join(lost)}"
+        )
 
 
 def _abstract(config: DecoderConfig) -> dict:

@@ -54,9 +54,9 @@ def beam_search(
     searches = [Search(beams, stop, length_penalty) for _ in prompts]
     scores, logits, layers = jnp.zeros((len(prompts), 1)), logits[:, None], None
     # Each beam may end by any stop token; as many continuations must be left to go on with.
-    wide = min(beams * (1 + len(stop)), generator.config.vocab_size)
+    wide, size = beams * (1 + len(stop)), generator.config.vocab_size
     for count in range(max_new_tokens):
-        best = [np.asarray(x) for x in _best(logits, scores, wide)]
+        best = [np.asarray(x) for x in _best(logits, scores, min(wide, logits.shape[1] * size))]
         last = count + 1 == max_new_tokens
         chosen = [one.go_on(*(x[row] for x in best), last=last) for row, one in enumerate(searches)]
         if last or all(search.ended for search in searches):

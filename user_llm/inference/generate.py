@@ -161,6 +161,7 @@ class Generator:
         how = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         if len(how) != len(prompts):
             raise ValueError(f"{len(how)} samplings for {len(prompts)} prompts")
+        self._check(prompts, memory, prefix, max_new_tokens)
         choice = Choice.of(how)
         logits, state = self.start(prompts, memory, prefix, max_new_tokens)
         seen, longest = None, int(state.lengths.max())

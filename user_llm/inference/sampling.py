@@ -20,7 +20,8 @@ RANGES = {
 class Sampling(NamedTuple):
     """How an answer's tokens are chosen; temperature 0 is greedy.
 
-    Filters apply in the order of the fields, as transformers' do: each sees what those before left.
+    As in transformers, the penalty comes first, then the temperature, `top_k`, `top_p` and `min_p`,
+    each of what those before it leave.
     """
 
     temperature: float = 0.0

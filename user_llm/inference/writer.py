@@ -64,7 +64,8 @@ class Writer:
     ) -> Iterator[dict[int, str]]:
         """What is new of each answer, by its row, as soon as it cannot change any more.
 
-        Held back is the part of a letter, and what may be the start of a stop string.
+        Held back is the part of a letter, and what may be the start of a stop string. One that is a
+        special token, which no text shows, ends an answer as well.
 
         Raises:
           ValueError: as `Generator.stream`, or a stop string is empty.
@@ -74,7 +75,7 @@ class Writer:
         steps = self.generator.stream(
             self.tokenizer.prompts(prompts),
             max_new_tokens=max_new_tokens,
-            stop={self.tokenizer.eos},
+            stop={self.tokenizer.eos}.union(*map(self.tokenizer.special, stop)),
             memory=memory,
             prefix=prefix,
             sampling=sampling,
@@ -91,7 +92,7 @@ class Writer:
                     if ends:
                         ended.add(row)
                     texts[row] = text[: min(ends)] if ends else text
-                    sure = min(ends) if ends else _sure(text, stop)
+                    sure = min(ends) if ends else _sure(self.tokenizer.settled(tokens[row]), stop)
                     if sure > told[row]:
                         parts[row], told[row] = text[told[row] : sure], sure
                 yield parts
