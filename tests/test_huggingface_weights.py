@@ -27,22 +27,10 @@ from user_llm.sharding import shardings
 HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}
 
 
-def abstract_state(make, mesh=None):
-    """The graphdef and the shapes of a module's parameters, with placements if there is a mesh."""
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    if mesh is not None:
-        placed = nnx.to_pure_dict(shardings(state, mesh))
-        plain = nnx.to_pure_dict(state)
-        return graphdef, jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, placed
-        )
-    return graphdef, nnx.to_pure_dict(state)
-
-
 def read_decoder(folder, mesh=None, **types):
-    config = decoder_config(folder).model_copy(update=types)
-    graphdef, abstract = abstract_state(lambda: Decoder(config, rngs=nnx.Rngs(0)), mesh)
-    return graphdef, load_decoder(folder, abstract), config
+    decoder = import_decoder(folder, mesh, **types)
+    graphdef, state = nnx.split(decoder)
+    return graphdef, nnx.to_pure_dict(state), decoder.config
 
 
 @cache
@@ -103,10 +91,9 @@ def test_several_files_are_read_onto_a_mesh(tmp_path, mesh, index):
         (tmp_path / "model.safetensors.index.json").unlink()
     on = mesh(data=2, fsdp=2, tensor=2)
     graphdef, params, config = read_decoder(tmp_path, on)
-    _, abstract = abstract_state(lambda: Decoder(config, rngs=nnx.Rngs(0)), on)
-    assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(
-        lambda x: x.sharding, abstract
-    )
+    abstract = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    placed = nnx.to_pure_dict(shardings(abstract, on))
+    assert jax.tree.map(lambda x: x.sharding, params) == placed
     with jax.set_mesh(on):
         logits = forward(graphdef)(params, TOKENS)
     np.testing.assert_allclose(logits, their_logits(model), atol=2e-5, rtol=2e-5)

@@ -61,6 +61,24 @@ def plain_cross_entropy(hidden, head, targets, weights):
     return total, error @ head.T, np.einsum("btd,btv->dv", hidden, error)
 
 
+def test_cross_entropy_of_capped_logits_and_its_gradient():
+    hidden, head, targets, weights = case(3, 7)
+    logits = np.tanh(hidden @ head / 1.5) * 1.5
+    logs = log_softmax(logits)
+    wanted = -(np.take_along_axis(logs, targets[..., None], -1)[..., 0] * weights).sum()
+    error = (np.exp(logs) - np.eye(VOCAB)[targets]) * weights[..., None]
+    error *= 1 - (logits / 1.5) ** 2
+    fixed = jnp.array(targets, jnp.int32), jnp.array(weights, jnp.float32), 1.5
+    gradient = jax.value_and_grad(lambda h, w: losses.cross_entropy(h, w, *fixed), argnums=(0, 1))
+    found, (by_hidden, by_head) = jax.jit(gradient)(
+        jnp.array(hidden, jnp.float32), jnp.array(head, jnp.float32)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(by_hidden, error @ head.T, rtol=1e-4, atol=1e-5)
+    by_all = np.einsum("btd,btv->dv", hidden, error)
+    np.testing.assert_allclose(by_head, by_all, rtol=1e-4, atol=1e-5)
+
+
 # Of a batch of three, the chunks have 2, 2, 3, 1 and all the steps of time.
 @pytest.mark.parametrize(("length", "chunk"), [(1, 6), (5, 6), (7, 10), (7, 1), (7, 512)])
 def test_cross_entropy_and_its_gradient_are_those_of_full_logits(length, chunk, monkeypatch):

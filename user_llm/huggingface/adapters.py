@@ -58,20 +58,20 @@ def save_adapter(folder: str | Path, lora: LoRAConfig, params: dict, base: str =
       base: the folder or name of the decoder that they belong to.
 
     Raises:
-      ValueError: the decoder has none.
+      ValueError: the decoder has none, or others than `lora` describes.
     """
-    tensors = {}
-    for projection, factors in _projections(params, lora).items():
+    adapted, tensors = _projections(params, lora), {}
+    for projection, factors in adapted.items():
         for factor in "ab":
             for layer, x in enumerate(np.asarray(factors[f"lora_{factor}"])):
                 key = KEY.format(layer=layer, projection=projection, factor=factor.upper())
                 tensors[key] = np.ascontiguousarray(x.T)
-    if not tensors:
+    if not adapted:
         raise ValueError(f"{folder} cannot be written: the decoder has no adapters")
     said = ONLY | {
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "target_modules": list(_projections(params, lora)),
+        "target_modules": list(adapted),
         "base_model_name_or_path": base or None,
         "task_type": "CAUSAL_LM",
         "lora_dropout": 0.0,
