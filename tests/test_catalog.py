@@ -1,5 +1,7 @@
 """Catalogue decoding against brute force: every title scored whole by the training forward."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig
+from user_llm.inference import trie
+from user_llm.inference.beams import top_k
 from user_llm.inference.catalog import Catalog, beam_search, score
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
@@ -116,23 +120,27 @@ def plain_beam_search(decoder, prompt, titles, beam, allowed):
 
     prefixes = {(): 0.0}
     titles = {tuple(titles[i]) for i in allowed}
-    for _ in range(max(map(len, titles))):
+    for _ in range(max(map(len, titles)) + 1):
         grown = {}
         for prefix, value in prefixes.items():
-            if prefix in titles:
+            if prefix[-1:] == (None,):
                 grown[prefix] = value
                 continue
+            if prefix in titles:  # also where others go on
+                grown[*prefix, None] = value
             text = [*prompt, *prefix]
             padded = jnp.array(text + [0] * (48 - len(text)), jnp.int32)
             gains = next_log_probabilities(padded, len(text))
             children = {t[: len(prefix) + 1] for t in titles if t[: len(prefix)] == prefix}
+            children -= {prefix}
             grown |= {child: value + float(gains[child[-1]]) for child in children}
         prefixes = dict(sorted(grown.items(), key=lambda x: -x[1])[:beam])
-    return list(prefixes)
+    return [prefix[:-1] for prefix in prefixes]
 
 
-def test_narrow_beam_keeps_the_prefixes_that_a_plain_search_keeps(decoder, generator):
-    titles = random_titles(60)
+@pytest.mark.parametrize("ended", [True, False])
+def test_narrow_beam_keeps_the_prefixes_that_a_plain_search_keeps(decoder, generator, ended):
+    titles = random_titles(60) if ended else [title[:-1] for title in random_titles(60)]
     exclude = np.random.default_rng(3).random((len(PROMPTS), len(titles))) < 0.5
     catalog = Catalog(titles, CONFIG.vocab_size)
     items, _ = beam_search(generator, PROMPTS, catalog, beam=3, exclude=exclude)
@@ -167,10 +175,11 @@ def test_excluded_items_are_never_returned_and_take_no_place(generator):
     assert items[1].tolist() == [9] + [-1] * 11
 
 
-def test_exclusion_of_another_shape_is_refused(generator):
+@pytest.mark.parametrize("shape", [(3, 11), (2, 12), (3,)])
+def test_exclusion_of_another_shape_is_refused(generator, shape):
     catalog = Catalog(random_titles(12), CONFIG.vocab_size)
-    with pytest.raises(ValueError, match=r"exclude has shape \(3, 11\)"):
-        beam_search(generator, PROMPTS, catalog, beam=3, exclude=np.zeros((3, 11), bool))
+    with pytest.raises(ValueError, match=r"want \(3, 12\) or \(12,\)"):
+        beam_search(generator, PROMPTS, catalog, beam=3, exclude=np.zeros(shape, bool))
 
 
 def test_items_of_the_same_tokens_come_by_number(generator):
@@ -191,34 +200,73 @@ def test_user_alone_gets_what_the_batch_gave(generator):
     np.testing.assert_allclose(value[0], scores[1], atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(3, 6), max_size=6), min_size=1, max_size=30))
-def test_table_spells_every_sequence_and_nothing_else(titles):
-    sequences = [[*title, END] for title in titles]
-    catalog = Catalog(sequences, vocab_size=8)
-    table = jax.tree.map(lambda x: np.asarray(x).tolist(), catalog.table)
+@pytest.fixture(scope="module")
+def likelihoods(decoder):
+    """Log-probabilities of titles of few tokens, a dozen at most, after each prompt."""
 
-    def spell(node, text):
-        if not table.degree[node]:
-            below = catalog.order[table.low[node] : table.high[node]]
-            yield from ((int(item), text) for item in below)
-        for child in range(table.child[node], table.child[node] + table.degree[node]):
-            yield from spell(child, [*text, table.token[child]])
+    @jax.jit
+    def total(tokens, title):
+        gains = jax.nn.log_softmax(decoder(tokens)[:, :-1])
+        gains = jnp.take_along_axis(gains, tokens[:, 1:, None], axis=-1)[..., 0]
+        return jnp.where(title[:, 1:], gains, 0.0).sum(1)
 
-    spelled = list(spell(0, []))
-    assert sorted(spelled) == list(enumerate(sequences))
-    assert [text for _, text in spelled] == sorted(sequences)
+    def score_titles(titles):
+        tokens = np.zeros((len(PROMPTS), 12, 24), np.int32)
+        title = np.zeros(tokens.shape, bool)
+        for row, prompt in enumerate(PROMPTS):
+            for item, own in enumerate(titles):
+                tokens[row, item, : len(prompt) + len(own)] = prompt + own
+                title[row, item, len(prompt) : len(prompt) + len(own)] = True
+        found = total(tokens.reshape(-1, 24), title.reshape(-1, 24))
+        return np.asarray(found).reshape(len(PROMPTS), 12)[:, : len(titles)]
+
+    return score_titles
 
 
-@pytest.mark.parametrize(
-    ("sequences", "message"),
-    [
-        ([[3, 2], []], "item 1 has no tokens"),
-        ([[3, 2], [3, 9]], r"item 1 has tokens \[9\]"),
-        ([[3, 4, 5], [4], [3, 4]], "item 0 begins with all of item 2"),
-        ([], "empty"),
-    ],
+title = st.lists(st.integers(3, 5), min_size=1, max_size=4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    titles=st.lists(title, min_size=1, max_size=12),
+    entries=st.sampled_from([0, 25, 100, 2**24]),  # no dense level, the root, some, all
+    rows=st.sampled_from([0, 1, len(PROMPTS)]),
+    seed=st.integers(0, 9),
 )
-def test_catalogue_refuses(sequences, message):
-    with pytest.raises(ValueError, match=message):
-        Catalog(sequences, vocab_size=8)
+def test_any_catalogue_ranks_as_brute_force(generator, likelihoods, titles, entries, rows, seed):
+    hidden = np.random.default_rng(seed).random((rows, len(titles))) < 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trie, "DENSE", entries)
+        patch.setattr(trie, "SPARSE", CONFIG.vocab_size)
+        catalog = Catalog(titles, CONFIG.vocab_size)
+    search = partial(beam_search, generator, PROMPTS, catalog, exclude=hidden if rows else None)
+    truth = likelihoods(titles)
+    truth = np.where(hidden, -np.inf, truth) if rows else truth
+    items, scores = search(beam=12)
+    items, scores = items[:, : len(titles)], scores[:, : len(titles)]
+    _, best = ranked(truth)
+    np.testing.assert_allclose(scores, best, atol=1e-4)
+    kept = items >= 0
+    np.testing.assert_array_equal(kept, np.isfinite(best))
+    own = np.take_along_axis(truth, items, axis=1)
+    np.testing.assert_allclose(own[kept], scores[kept], atol=1e-4)
+    for row, chosen in zip(items, kept, strict=True):
+        assert len(set(row[chosen])) == chosen.sum()
+
+
+def test_one_row_of_exclusions_is_for_all(generator):
+    catalog = Catalog(random_titles(12), CONFIG.vocab_size)
+    hidden = np.random.default_rng(5).random(12) < 0.5
+    search = partial(beam_search, generator, PROMPTS, catalog, beam=12)
+    each = search(exclude=np.tile(hidden, (len(PROMPTS), 1)))
+    for exclude in (hidden, hidden[None]):
+        for one, other in zip(search(exclude=exclude), each, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("width", [700, 768, 1000])  # sorted whole, in whole blocks, in blocks
+def test_top_k_is_that_of_jax(width):
+    x = np.random.default_rng(0).integers(0, 40, (5, width)).astype(np.float32)
+    x[1], x[2, 1:] = -np.inf, -np.inf
+    for one, other in zip(top_k(jnp.asarray(x), 3), jax.lax.top_k(x, 3), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -3,6 +3,7 @@
 import math
 import re
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -77,3 +78,12 @@ def test_names_of_lines_that_end_together_do_not_touch():
 )
 def test_numbers_are_said_in_few_digits(value, text):
     assert say(value) == text
+
+
+def test_chart_as_a_file_is_well_formed_and_names_its_lines():
+    drawn = line_chart({"a": [(1, 2), (2, 3)], "b & c": [(1, 1), (2, 5)]}, "x", "y")
+    root = ElementTree.fromstring(charts.svg(drawn))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg" and len(root.findall(f".//{svg}path")) == 2
+    names = [text.text for text in root.iter(f"{svg}text") if text.get("class") == "name"]
+    assert names == ["a", "b & c"]

@@ -60,9 +60,28 @@ def recompute(decoder, tokens, row, memory=None, prefix=None):
     """Logits after `tokens`, from the training forward of that row alone."""
     padded = np.zeros((1, 24), np.int32)
     padded[0, : len(tokens)] = tokens
-    before = None if prefix is None else prefix.tokens[row][prefix.mask[row]][None]
-    own = memory and Memory(memory.tokens[row : row + 1], memory.mask[row : row + 1])
+    low = decoder.config.dtype
+    before = None if prefix is None else prefix.tokens[row][prefix.mask[row]][None].astype(low)
+    own = memory and Memory(memory.tokens[row : row + 1].astype(low), memory.mask[row : row + 1])
     return whole_forward(decoder, padded, len(tokens), own, before)
+
+
+def follow(decoder, generator, steps, memory=None, prefix=None, atol=1e-5):
+    """Greedy answers with their prompts, each step's logits those of the training forward."""
+    texts = [list(prompt) for prompt in PROMPTS]
+    logits, state = generator.start(PROMPTS, memory, prefix, new_tokens=steps)
+    if state.slots < 32:  # the third prompt and prefix leave no room in the smallest bucket
+        state = grow(state, 32)
+    for _ in range(steps):
+        wanted = jnp.stack([recompute(decoder, t, i, memory, prefix) for i, t in enumerate(texts)])
+        assert logits.dtype == wanted.dtype == decoder.config.dtype
+        ours, wanted = logits.astype(jnp.float32), wanted.astype(jnp.float32)
+        np.testing.assert_allclose(ours, wanted, atol=atol)
+        tokens = logits.argmax(-1).astype(jnp.int32)
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.append(token)
+        logits, state = generator.step(state, tokens)
+    return texts
 
 
 @pytest.mark.parametrize(
@@ -71,38 +90,27 @@ def recompute(decoder, tokens, row, memory=None, prefix=None):
 def test_each_step_gives_the_logits_of_the_training_forward(decoder, generator, given):
     memory = random_memory(2) if "memory" in given else None
     prefix = random_memory(3, holes="holes" in given) if "prefix" in given else None
-    texts = [list(prompt) for prompt in PROMPTS]
-    logits, state = generator.start(PROMPTS, memory, prefix, new_tokens=4)
-    if state.slots < 32:  # the third prompt and prefix leave no room in the smallest bucket
-        state = grow(state, 32)
-    for _ in range(4):
-        wanted = jnp.stack([recompute(decoder, t, i, memory, prefix) for i, t in enumerate(texts)])
-        np.testing.assert_allclose(logits, wanted, atol=1e-5)
-        tokens = logits.argmax(-1).astype(jnp.int32)
-        for text, token in zip(texts, tokens.tolist(), strict=True):
-            text.append(token)
-        logits, state = generator.step(state, tokens)
+    follow(decoder, generator, 4, memory, prefix)
 
 
 def test_window_slides_over_prompt_and_answer():
     config = CONFIG.model_copy(update=PECULIAR | {"num_hidden_layers": 2})
     decoder = random_decoder(config)
-    generator = Generator(decoder)
-    texts = [list(prompt) for prompt in PROMPTS]
-    logits, state = generator.start(PROMPTS, new_tokens=8)
-    state = grow(state, 32)
-    for _ in range(8):  # of which the window holds 5
-        wanted = jnp.stack([recompute(decoder, text, i) for i, text in enumerate(texts)])
-        np.testing.assert_allclose(logits, wanted, atol=1e-5)
-        tokens = logits.argmax(-1).astype(jnp.int32)
-        for text, token in zip(texts, tokens.tolist(), strict=True):
-            text.append(token)
-        logits, state = generator.step(state, tokens)
+    texts = follow(decoder, Generator(decoder), 8)  # of which the window holds 5
     far = decoder.config.model_copy(update={"sliding_window": 50})
     unlike = nnx.merge(nnx.graphdef(random_decoder(far)), nnx.state(decoder))
     assert not np.allclose(
         recompute(unlike, texts[2][:13], 2), recompute(decoder, texts[2][:13], 2)
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_window_slides_over_a_prefix_beside_a_memory(dtype):
+    types = {"dtype": dtype, "param_dtype": dtype, "num_hidden_layers": 2}
+    parts = {"cross_attention": CrossAttentionConfig(every=1, heads=2), "lora": LoRAConfig(rank=2)}
+    decoder = random_decoder(CONFIG.model_copy(update=PECULIAR | types), **parts)
+    atol = 1e-5 if dtype == "float32" else 0.15  # logits are capped at 3
+    follow(decoder, Generator(decoder), 6, random_memory(2), random_memory(3), atol)
 
 
 def test_answer_does_not_depend_on_its_neighbours(generator):

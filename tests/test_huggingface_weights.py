@@ -1,9 +1,13 @@
 """Weights in Hugging Face's layout: parity with transformers, round trips, and refusals."""
 
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,7 @@ import transformers
 from flax import nnx
 from their_decoders import THEIRS, TOKENS, edit_config, their_logits, write_theirs
 
-from user_llm.config import CrossAttentionConfig, LoRAConfig
+from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import (
     decoder_config,
     import_decoder,
@@ -97,6 +101,69 @@ def test_several_files_are_read_onto_a_mesh(tmp_path, mesh, index):
     with jax.set_mesh(on):
         logits = forward(graphdef)(params, TOKENS)
     np.testing.assert_allclose(logits, their_logits(model), atol=2e-5, rtol=2e-5)
+
+
+# Of all that is read, a stack of layers and a table come last, when the devices hold the rest.
+LARGE = DecoderConfig(
+    vocab_size=16_384,
+    hidden_size=1024,
+    intermediate_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=128,
+    tie_word_embeddings=False,
+)
+LOADING = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from pathlib import Path
+import numpy as np
+from flax import nnx
+from user_llm.config import MeshConfig
+from user_llm.huggingface import import_decoder
+from user_llm.sharding import make_mesh
+
+def anonymous():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+jax.block_until_ready([jax.device_put(np.ones(1), device) for device in jax.devices()])
+before = anonymous()
+decoder = import_decoder(sys.argv[1], mesh, param_dtype=sys.argv[2])
+shards = [s.data.nbytes for x in jax.tree.leaves(nnx.state(decoder)) for s in x.addressable_shards]
+print(json.dumps({"before": before, "held": sum(shards), "shard": max(shards)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_host_holds_one_shard_beside_what_the_devices_hold(tmp_path, stored, wanted):
+    rng = np.random.default_rng(0)
+    abstract = nnx.eval_shape(lambda: Decoder(LARGE, rngs=nnx.Rngs(0)))
+    drawn = jax.tree.map(
+        lambda x: rng.random(x.shape, np.float32).astype(jnp.dtype(stored)),
+        nnx.to_pure_dict(nnx.state(abstract)),
+    )
+    save_decoder(tmp_path, LARGE, drawn, shard_bytes=10**8)
+    command = [sys.executable, "-c", LOADING, str(tmp_path), wanted]
+    # What is freed goes back at once, so that the process has no more than what it holds.
+    own = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}
+    loading = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True)
+    peak = 0
+    while loading.poll() is None:  # pages of the files themselves are not anonymous
+        for line in Path(f"/proc/{loading.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+    shutil.rmtree(tmp_path)  # pytest would keep its hundreds of MB
+    found = json.loads(loading.communicate()[0])
+    beside = peak - found["before"] - found["held"]
+    assert found["shard"] == LARGE.vocab_size * LARGE.hidden_size // 8 * jnp.dtype(wanted).itemsize
+    assert beside < found["shard"] + 8 * 2**20  # a whole stack or table is eight shards
 
 
 def test_what_the_family_has_no_name_for_is_handed_back(tmp_path):

@@ -19,7 +19,16 @@ from user_llm.models.attention import (
     rotary,
 )
 from user_llm.models.blocks import Block
-from user_llm.models.layers import MLP, Linear, RMSNorm, dropout, rematerialized
+from user_llm.models.layers import (
+    FEW_ROWS,
+    MLP,
+    Linear,
+    RMSNorm,
+    ServedLinear,
+    dropout,
+    quantized,
+    rematerialized,
+)
 
 
 def normal(seed, *shape):
@@ -139,6 +148,29 @@ def test_lora_is_put_on_its_targets_alone():
     block = Block(8, 2, 16, rngs=nnx.Rngs(0), lora=lora)
     paths = {path for path, _ in nnx.to_flat_state(nnx.state(block, nnx.LoRAParam))}
     assert {path[:2] for path in paths} == {("self_attn", "q_proj"), ("mlp", "down_proj")}
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_served_linear_is_the_trained_one(rows):
+    rank = LoRAConfig(rank=2)
+    linear = Linear(16, 24, (None, None), rngs=nnx.Rngs(0), bias=True, lora=rank)
+    linear.bias[...], linear.lora_b[...] = normal(1, 24), normal(2, 2, 24)
+    x = jnp.asarray(normal(3, rows, 16))
+    np.testing.assert_allclose(ServedLinear(linear)(x), linear(x), atol=1e-5)
+    rounded = ServedLinear(linear, int8=True)
+    kernel = rounded.kernel[...].T * rounded.scale[...]
+    wanted = linear(x) + x @ (kernel - linear.kernel[...])
+    np.testing.assert_allclose(rounded(x), wanted, atol=1e-5)
+
+
+def test_quantized_kernel_is_off_by_half_a_step_of_its_output_at_most():
+    kernel = np.array(normal(0, 8, 500)) * np.logspace(-6, 3, 8)[:, None].astype(np.float32)
+    kernel[3] = 0
+    rounded, scale = (np.asarray(x) for x in quantized(jnp.asarray(kernel)))
+    assert (rounded.dtype, rounded.shape, scale.shape) == (np.int8, (8, 500), (8,))
+    np.testing.assert_allclose(np.abs(rounded).max(1)[[0, 1, 2, 4, 5, 6, 7]], 127)
+    off = np.abs(rounded * scale[:, None].astype(np.float64) - kernel)
+    assert (off <= scale[:, None] * 0.5001).all()
 
 
 def test_mlp_is_swiglu():

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 from runs_made import EXPERIMENT
+from their_decoders import write_theirs
 from timelines_made import dataset
 
 from user_llm import commands
-from user_llm.config import Experiment
+from user_llm.config import DecoderConfig, Experiment, LanguageModelConfig
+from user_llm.huggingface import decoder_config
 from user_llm.runs import Run, data_path
 
 
@@ -98,6 +100,34 @@ def test_training_events_are_all_before_validation_and_test(tmp_path):
     # The last two of the first and of the third user are asked for; the second has too few.
     np.testing.assert_array_equal(run.training_events, [0, 1, 4, 5, 6])
     assert set(run.split.validation) | set(run.split.test) == {2, 3, 7, 8}
+
+
+NARROW = DecoderConfig(dtype="bfloat16", param_dtype="bfloat16")
+
+
+def test_a_read_decoder_has_the_types_that_the_experiment_says(tmp_path):
+    write_theirs(tmp_path / "model")
+    run = Run(
+        with_part("language_model", weights=str(tmp_path / "model"), architecture=NARROW),
+        tmp_path / "run",
+    )
+    types = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    assert run.decoder_config == decoder_config(tmp_path / "model").model_copy(update=types)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warmup": {"steps": 1}}, {"system": {"strategy": "full"}}, {}], ids=str
+)
+def test_weights_that_are_trained_are_wide(tmp_path, changes):
+    parts = {"warmup": {"steps": 0}, "system": {"strategy": "encoder"}} | changes
+    experiment = Experiment(
+        name="narrow", language_model=LanguageModelConfig(architecture=NARROW), **parts
+    )
+    run = Run(experiment, tmp_path)
+    if not changes:
+        return run.check_language_model()
+    with pytest.raises(ValueError, match="architecture.param_dtype=bfloat16 would lose"):
+        run.check_language_model()
 
 
 def copied(data_folder, tmp_path, weights="stories260K", tokenizer="stories260K"):

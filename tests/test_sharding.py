@@ -15,6 +15,8 @@ from user_llm.sharding import (
     by_shards,
     constrain,
     make_mesh,
+    on_shards,
+    platform,
     replicated,
     shardings,
 )
@@ -161,3 +163,27 @@ def test_rows_that_shards_do_not_divide_are_one_shard(mesh):
         total, own = by_shards(lambda scale, x: ((scale * x).sum(), x), jnp.float32(2), rows)
     assert total == 20
     np.testing.assert_array_equal(own, rows)
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows", "part"), [(4, 8, (2, 2)), (3, 8, (2, 3)), (4, 6, (6, 2))], ids=str
+)
+def test_each_device_does_its_part_of_what_the_mesh_divides(mesh, heads, rows, part):
+    shapes = []
+
+    def add(x, y):
+        shapes.append((x.shape, y.shape))
+        return x + y
+
+    x = jnp.arange(rows * heads * 5.0).reshape(rows, heads, 5)
+    run = jax.jit(lambda x, y: on_shards(add, ("batch", "heads"), x, y))
+    np.testing.assert_array_equal(run(x, x), 2 * x)
+    with jax.set_mesh(mesh(2, 2, 2)):
+        np.testing.assert_array_equal(run(x, x), 2 * x)
+    assert shapes == [((rows, heads, 5),) * 2, ((*part, 5),) * 2]
+
+
+def test_the_mesh_says_where_a_program_runs(mesh):
+    assert platform() == "cpu"
+    with jax.set_mesh(mesh(2, 2, 2)):
+        assert platform() == "cpu"

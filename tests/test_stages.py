@@ -10,7 +10,14 @@ from flax import traverse_util
 from runs_made import EXPERIMENT
 
 from user_llm import stages
-from user_llm.config import LoRAConfig, MeshConfig
+from user_llm.config import (
+    CrossAttentionConfig,
+    DecoderConfig,
+    LanguageModelConfig,
+    LoRAConfig,
+    MeshConfig,
+    StageConfig,
+)
 from user_llm.evaluation import report
 from user_llm.evaluation.evaluate import evaluate
 from user_llm.runs import Run
@@ -116,6 +123,27 @@ def check_frozen(run, strategy):
     assert all(same(found["decoder"], decoder)) == (strategy != "full")
     logged = tracking.read(run.folder / "finetune-user_llm")
     assert {row["step"] for row in logged} == {1, 2}
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
+def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, data_folder, fusion):
+    narrow = DecoderConfig(dtype="bfloat16", param_dtype="bfloat16")
+    folder = data_folder / "models" / "stories260K"
+    model = LanguageModelConfig(weights=str(folder), architecture=narrow)
+    system = {"fusion": fusion, "strategy": "lora", "lora": LoRAConfig(rank=2, targets=("*",))}
+    system["cross_attention"] = CrossAttentionConfig(every=1, heads=1)
+    idle = {"warmup": StageConfig(steps=0), "language_model": model}
+    run = start(experiment(system, tasks=TASKS).model_copy(update=idle))
+    shutil.rmtree(tmp_path / "warmup")  # of another decoder
+    run.check_language_model()
+    rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
+    assert all(math.isfinite(value) for value in rows["user_llm"].values())
+    found, read = flat(stages.finetune(run)["decoder"]), flat(stages.warmup(run)["decoder"])
+    assert {x.dtype.name for x in read.values()} == {"bfloat16"}
+    assert all(same(found, read))
+    wide = {name for name, x in found.items() if x.dtype.name == "float32"}
+    assert wide == found.keys() - read.keys()
+    assert all(np.any(found[name]) for name in wide if name.endswith("lora_b"))
 
 
 def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch):

@@ -22,6 +22,9 @@ TARGETS = {
     "report": "user_llm.commands:write_report",
     "benchmark inference": "user_llm.commands:benchmark_inference",
     "benchmark encoder": "user_llm.commands:benchmark_encoder",
+    "benchmark decode": "user_llm.commands:benchmark_decode",
+    "benchmark catalog": "user_llm.commands:benchmark_catalog",
+    "benchmark int8": "user_llm.commands:benchmark_int8",
     "benchmark rectools": "user_llm.commands:benchmark_rectools",
     "zoo": "user_llm.commands:zoo",
     "predict": "user_llm.commands:predict",
@@ -159,24 +162,50 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (evaluate, report, inference, rectools):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
     encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
-    encoder.add_argument(
-        "--run-dir",
-        dest="folder",
-        type=Path,
-        default=Path("runs/benchmark_encoder"),
-        help="where the figures are written (default: %(default)s)",
-    )
-    for flag, default, text in (
-        ("--steps", 24, "that each process is timed for; 47 are an epoch"),
-        ("--rounds", 3, "processes of each side; of each figure the best one counts"),
+    decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
+    catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
+    int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
+    for sub, name in (
+        (encoder, "encoder"),
+        (decode, "decode"),
+        (catalog, "catalog"),
+        (int8, "int8"),
+    ):
+        sub.add_argument(
+            "--run-dir",
+            dest="folder",
+            type=Path,
+            default=Path(f"runs/benchmark_{name}"),
+            help="where the figures are written (default: %(default)s)",
+        )
+    rounds = "processes of each side; of each figure the best one counts"
+    for sub, flag, default, text in (
+        (encoder, "--steps", 24, "that each process is timed for; 47 are an epoch"),
+        (encoder, "--rounds", 3, rounds),
+        (decode, "--rounds", 3, rounds),
+        (catalog, "--rounds", 15, "in which each step is timed; the fastest one counts"),
     ):
         text += " (default: %(default)s)"
-        encoder.add_argument(flag, type=int, default=default, metavar="N", help=text)
+        sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
     encoder.add_argument(
         "--rectools",
         metavar="PYTHON",
         help="of an environment in which RecTools is installed: evaluates beside it too",
     )
+    decode.add_argument(
+        "--decoder",
+        metavar="NAME",
+        help="a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)",
+    )
+    for sub in (decode, catalog):
+        sub.add_argument(
+            "--record",
+            type=Path,
+            metavar="DIR",
+            help="adds the figures to the results.json there, such as configs/benchmarks",
+        )
+    int8.add_argument("decoder", type=Path, metavar="FOLDER", help="a decoder with its tokenizer")
+    int8.add_argument("--text", type=Path, required=True, metavar="FILE", help="to be foretold")
     rectools.add_argument(
         "--python",
         required=True,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import numpy as np
 from user_llm import stages
 from user_llm.config import Experiment
 from user_llm.data import builders, inspect, unseen
-from user_llm.evaluation import benchmark, encoder_benchmark, records, rectools, report
+from user_llm.evaluation import (
+    benchmark,
+    catalog_benchmark,
+    decode_benchmark,
+    encoder_benchmark,
+    int8,
+    records,
+    rectools,
+    report,
+)
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
 from user_llm.inference import embeddings
@@ -76,6 +86,46 @@ def benchmark_encoder(folder: Path, steps: int, rounds: int, rectools: str | Non
         folder, steps=steps, rounds=rounds, rectools_python=rectools
     )
     print(encoder_benchmark.table(result))
+
+
+def benchmark_decode(folder: Path, decoder: str | None, rounds: int, record: Path | None) -> None:
+    """Times generation beside transformers and prints the table."""
+    started = time.perf_counter()
+    shape = decoder or decode_benchmark.LLAMA_134M
+    result = decode_benchmark.benchmark(folder, decoder=shape, rounds=rounds)
+    print(decode_benchmark.table(result))
+    if record is not None:
+        keep(result, decode_benchmark.metrics(result), record, time.perf_counter() - started)
+
+
+def benchmark_catalog(folder: Path, rounds: int, record: Path | None) -> None:
+    """Times decoding that can only name items, by their number, and prints the table."""
+    started = time.perf_counter()
+    result = catalog_benchmark.benchmark(folder, rounds=rounds)
+    print(catalog_benchmark.table(result))
+    if record is not None:
+        keep(result, catalog_benchmark.metrics(result), record, time.perf_counter() - started)
+
+
+def keep(result: dict, figures: dict[str, dict[str, float]], folder: Path, seconds: float) -> None:
+    """Adds a benchmark's figures, a record for each run, to the `results.json` of a folder."""
+    told = ("commit", "date", "device", "dataset", "protocol")
+    for run, metrics in figures.items():
+        record = records.Record(
+            run=run,
+            config="",
+            command=" ".join(["user-llm", *sys.argv[1:]]),
+            seconds=round(seconds, 1),
+            seed=0,
+            metrics=metrics,
+            **{name: result[name] for name in told},
+        )
+        records.add(record, folder)
+
+
+def benchmark_int8(decoder: Path, text: Path, folder: Path) -> None:
+    """Judges a decoder in int8 on a text and prints the table."""
+    print(int8.table(int8.loss(decoder, text, folder)))
 
 
 def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:

@@ -267,7 +267,7 @@ class LanguageModelConfig(Config):
     """The decoder: weights in Hugging Face layout, or an architecture to initialise."""
 
     weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute; empty: random weights
-    architecture: DecoderConfig = DecoderConfig()  # read only where `weights` is empty
+    architecture: DecoderConfig = DecoderConfig()  # with `weights`, only its dtypes are read
 
 
 class SystemConfig(Config):

@@ -143,14 +143,25 @@ class Run:
     @cached_property
     def decoder_config(self) -> DecoderConfig:
         model = self.experiment.language_model
-        return decoder_config(data_path(model.weights)) if model.weights else model.architecture
+        if not model.weights:
+            return model.architecture
+        types = model.architecture.model_dump(include={"dtype", "param_dtype"})
+        return decoder_config(data_path(model.weights)).model_copy(update=types)
 
     def check_language_model(self) -> None:
         """Refuses weights and a tokenizer that do not fit, before anything is trained for them.
 
         Raises:
-          ValueError: naming what is wrong with the folder's files.
+          ValueError: naming what is wrong with the folder's files, or that weights which are too
+            narrow for small steps would be trained.
         """
+        moved = self.experiment.warmup.steps or self.experiment.system.strategy == "full"
+        if moved and (narrow := self.decoder_config.param_dtype) != "float32":
+            raise ValueError(
+                f"language_model.architecture.param_dtype={narrow} would lose the small steps of "
+                "training in rounding; set it to float32, or warmup.steps to 0 and system.strategy "
+                "to another than 'full'"
+            )
         if weights := self.experiment.language_model.weights:
             check_decoder(data_path(weights), self.decoder_config)
             known, size = len(self.tokenizer), self.decoder_config.vocab_size

@@ -110,6 +110,31 @@ def by_shards(f: Callable, whole: Any, *rows: jax.Array) -> tuple[Any, Any]:
     return split(whole, *rows)
 
 
+def on_shards(f: Callable[..., jax.Array], names: Sequence[str], *arrays: jax.Array) -> jax.Array:
+    """`f(*arrays)` on each device's part of arrays whose first dimensions have these names.
+
+    For kernels, which XLA cannot split. A dimension that its mesh axes do not divide stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f(*arrays)
+
+    def split(i: int, name: str):
+        axes = RULES[name]
+        shards = math.prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))
+        return None if any(x.shape[i] % shards for x in arrays) else axes
+
+    spec = P(*(split(i, name) for i, name in enumerate(names)))
+    specs = {"in_specs": (spec,) * len(arrays), "out_specs": spec}
+    return jax.shard_map(f, **specs, check_vma=False)(*arrays)
+
+
+def platform() -> str:
+    """Where what is being traced will run: `cpu`, `gpu` or `tpu`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The placement of what every device holds whole."""
     return NamedSharding(mesh, P())

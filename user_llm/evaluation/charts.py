@@ -1,9 +1,13 @@
 """Line charts as geometry: from numbers to positions in an SVG, which a template then draws."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 WIDTH, HEIGHT = 330, 200
 LEFT, TOP, BOTTOM = 42, 26, 158  # the plot's borders; its right one leaves room for the names
@@ -155,6 +159,25 @@ def _log_ticks(low: Number, high: Number) -> tuple[float, ...]:
     if len(ticks) > 6:
         ticks = [t for t in ticks if math.log10(t).is_integer()]
     return tuple(ticks[:: math.ceil(len(ticks) / 6)])
+
+
+def templates() -> Environment:
+    """The templates beside this file, which know the measures of a chart and how to say numbers."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"chart": sys.modules[__name__], "say": say, "words": str}
+    return environment
+
+
+def svg(drawn: Chart) -> str:
+    """A chart as a file of its own."""
+    names = [line.name for line in drawn.lines]
+    return templates().get_template("chart.svg.jinja").render(drawn=drawn, names=names).strip()
 
 
 def _apart(wanted: Mapping[str, float]) -> dict[str, float]:

@@ -1,14 +1,12 @@
 """What training an encoder costs, beside a plain SASRec in PyTorch of the same size and loss.
 
-Each side is a process of its own that is given the same timelines; they take turns, first one and
-then the other, so that neither has the quieter machine. Of each figure the best round counts.
+Each side is a process of its own that is given the same timelines. Of each figure the best round
+counts.
 """
 
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from user_llm.data.movielens_shape import MOVIELENS_1M, Shape, timelines
-from user_llm.evaluation import records, rectools
+from user_llm.evaluation import records, rectools, sides
 from user_llm.evaluation.peers.work import Work, cores
 
 SIDES = {
@@ -26,8 +24,6 @@ SIDES = {
 }
 LOSSES = {"softmax": 2.0, "sampled_softmax": 1.3}  # with how many times the peer's targets a second
 MEMORY = 0.5  # of the peer's, at most
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `launch/local.sh` asks for
-DEVICES = "JAX_NUM_CPU_DEVICES"  # one for each core: small operations gain little from threads
 EVALUATION = 4.0  # times the users that RecTools recommends to in a second
 
 Rows = list[dict[str, Any]]
@@ -88,28 +84,15 @@ def shown(items: np.ndarray, offsets: np.ndarray, window: int) -> tuple[np.ndarr
 def compare(work: Work, rounds: int) -> Rows:
     """A row for each side."""
     found: dict[str, Rows] = {side: [] for side in SIDES}
-    for nth in tqdm(range(rounds), desc=work.loss, leave=False):
-        for side in reversed(SIDES) if nth % 2 else SIDES:  # A B B A A B
-            found[side].append(run(SIDES[side], work))
+    devices = {
+        "JAX_NUM_CPU_DEVICES": str(work.threads)
+    }  # small operations gain little from threads
+    for side in sides.turns(tuple(SIDES), rounds, work.loss):
+        found[side].append(sides.run(SIDES[side], work, **devices))
     epochs = {side: runs[0]["targets_per_epoch"] for side, runs in found.items()}
     if len(set(epochs.values())) > 1:
         raise ValueError(f"the sides do not train on the same targets: {epochs}")
     return [{"side": side, "loss": work.loss, **best(runs)} for side, runs in found.items()]
-
-
-def run(module: str, work: Work) -> dict[str, Any]:
-    """What one process of a side says.
-
-    Raises:
-      ValueError: it failed; says how.
-    """
-    told = json.dumps(dataclasses.asdict(work))
-    command = [sys.executable, "-m", module, told]
-    env = HUGE_PAGES | {DEVICES: str(work.threads)} | os.environ
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command[:-1])} failed:\n{done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def best(runs: Rows) -> dict[str, Any]:

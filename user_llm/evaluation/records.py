@@ -18,7 +18,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    config: str  # the config's file name
+    config: str  # the config's file name; of a benchmark none
     command: str
     commit: str
     date: str
@@ -41,8 +41,8 @@ def add(record: Record, folder: Path) -> Path:
     Raises:
       ValueError: the file there is not a list of records.
     """
-    path = folder / FILE
-    records = read(folder)
+    path, records = folder / FILE, read(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     places = {(r.run, r.config, r.seed): i for i, r in enumerate(records)}
     place = places.get((record.run, record.config, record.seed), len(records))
     records[place : place + 1] = [record]

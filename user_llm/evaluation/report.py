@@ -6,8 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from user_llm.evaluation import charts, metrics
 from user_llm.evaluation.charts import Number
 from user_llm.evaluation.records import write_atomically
@@ -71,14 +69,8 @@ def write(folder: Path) -> Path:
     if not (evaluation or benchmark or config or stages):
         raise ValueError(f"{folder} holds nothing to report; name the folder of a run")
     rows = evaluation.get("rows", [])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"chart": charts, "say": charts.say, "words": words}
+    environment = charts.templates()
+    environment.globals |= {"words": words}
     page = environment.get_template(TEMPLATE).render(
         name=evaluation.get("experiment") or config.get("name") or folder.resolve().name,
         facts={key: evaluation.get(key) for key in ("date", "device", "commit", "dataset")},

@@ -1,7 +1,8 @@
 """Weights in safetensors, read straight to their devices and written back: names to names."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,6 +50,7 @@ DERIVED = ".rotary_emb.inv_freq"  # a buffer in old files, made from rope_theta
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, SHARDS = "config.json", "model-?????-of-?????.safetensors"
 SHARD_BYTES = 5 * 10**9  # of a file at most, unless one tensor is larger
+PIECE = 2**20  # values that are read from a file at a time
 
 
 def import_decoder(folder: str | Path, mesh: Mesh | None = None, **changes: Any) -> Decoder:
@@ -80,7 +82,7 @@ def check_decoder(folder: str | Path, config: DecoderConfig) -> None:
 def load_decoder(folder: str | Path, abstract: dict) -> dict:
     """A decoder's parameters, read from safetensors straight to their devices, shard by shard.
 
-    The host holds one device's part of one stack of layers at a time.
+    The host holds one device's part of one stack of layers, or of one table, at a time.
 
     Args:
       folder: holds one safetensors file, or several with or without an index.
@@ -108,8 +110,8 @@ def _plan(folder: Path, abstract: dict) -> tuple[dict[str, Any], dict[str, list[
     theirs = _theirs(named)
     if "lm_head.kernel" not in named:  # a tied matrix is stored under one of its names, or both
         lm_head = tensors.pop(NAMES["lm_head.kernel"], None)
-        if lm_head is not None and not np.array_equal(
-            tensors.setdefault(NAMES["embed_tokens"], lm_head)[:], lm_head[:]
+        if lm_head is not None and not _equal(
+            tensors.setdefault(NAMES["embed_tokens"], lm_head), lm_head
         ):
             problems.append("lm_head.weight differs from the embeddings that it should be tied to")
     places = {name: _places(key, named[name]) for name, key in theirs.items()}
@@ -199,11 +201,30 @@ def _read(x: Any, tensors: dict[str, Any], keys: list[str], turned: bool) -> jax
         shard = np.empty(shape, x.dtype)
         ours, rest = (keys[index[0]], index[1:]) if stacked else (keys, index)
         for key, place in zip(ours, shard if stacked else [shard], strict=True):
-            part = tensors[key][rest[::-1] if turned else rest]
-            place[...] = part.T if turned else part
+            place, theirs = (place.T, rest[::-1]) if turned else (place, rest)
+            for rows, piece in _pieces(tensors[key], theirs):
+                place[rows] = piece
         # Waiting for it, so that the host never holds two.
         arrays += [jax.block_until_ready(jax.device_put(shard, device)) for device in devices]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, arrays)
+
+
+def _pieces(
+    tensor: Any, index: tuple[slice, ...] = (slice(None),)
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """A tensor's part, some rows at a time: a whole table would be held beside its copy."""
+    start, stop, _ = index[0].indices(tensor.get_shape()[0])
+    step = max(1, PIECE // math.prod(tensor.get_shape()[1:]))
+    for row in range(start, stop, step):
+        piece = tensor[slice(row, min(row + step, stop)), *index[1:]]
+        yield slice(row - start, row - start + len(piece)), piece
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two tensors hold the same."""
+    pairs = zip(_pieces(a), _pieces(b), strict=False)
+    same = a.get_shape() == b.get_shape()
+    return same and all(np.array_equal(x, y) for (_, x), (_, y) in pairs)
 
 
 def save_decoder(

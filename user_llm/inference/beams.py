@@ -17,6 +17,8 @@ from user_llm.inference.generate import Generator, State, forward
 from user_llm.models.attention import KVCache, capped
 from user_llm.models.layers import Memory
 
+BLOCK = 128  # of values among which the greatest is looked for first
+
 Layers = list[tuple[Array, Array]]  # of each beam's own tokens, as in BeamCache
 
 
@@ -110,8 +112,26 @@ def _best(logits, scores, count):
     """The `count` best continuations of a prompt's beams: scores, beams, tokens [B, count]."""
     gains = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     every = (scores[..., None] + gains).reshape(len(scores), -1)
-    best, places = jax.lax.top_k(every, count)
+    best, places = top_k(every, count)
     return best, *jnp.divmod(places, logits.shape[-1])
+
+
+def top_k(x: Float[Array, "B N"], count: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """The greatest values of each row and their places, as `jax.lax.top_k`, which sorts long rows.
+
+    The greatest lie in those of a row's blocks whose own greatest are the greatest.
+    """
+    if x.shape[1] < 2 * count * BLOCK:
+        values, places = jax.lax.top_k(x, count)
+        return values, places
+    blocks = -(-x.shape[1] // BLOCK)
+    more = ((0, 0), (0, blocks * BLOCK - x.shape[1]))
+    x = jnp.pad(x, more, constant_values=-jnp.inf).reshape(len(x), blocks, BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(x.max(2), count)[1], axis=1)  # of equals the first ones win
+    few = jnp.take_along_axis(x, chosen[..., None], axis=1).reshape(len(x), -1)
+    values, places = jax.lax.top_k(few, count)
+    at = jnp.take_along_axis(chosen, places // BLOCK, axis=1)
+    return values, at * BLOCK + places % BLOCK
 
 
 class BeamCache(NamedTuple):

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.config import LoRAConfig, RopeScaling
+from user_llm.models.flash import flash
 from user_llm.models.layers import NO_LORA, Linear, RMSNorm, picked
 
 CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
@@ -152,8 +153,16 @@ def attend_causally(
     v: Float[Array, "B K T H"],
     mask: Bool[Array, "#B T T"],
     softcap: float | None = None,
+    window: int | None = None,
 ) -> Float[Array, "B T NH"]:
-    """The same, where the mask lets no query see later keys: what comes later is left out."""
+    """The same, where the mask lets no query see later keys: what comes later is left out.
+
+    `window` says that it lets each see that many keys up to its own; kernels know no other masks.
+    """
+    if window is not None:
+        y = flash(rearrange(q, "b t n h -> b n t h"), k, v, window, softcap)
+        if y is not None:
+            return rearrange(y, "b n t h -> b t (n h)")
     size = -(-q.shape[1] // CAUSAL_BLOCKS)
     if size < 32:
         return attend(q, k, v, mask, softcap)
@@ -225,12 +234,14 @@ class Attention(nnx.Module):
         context: Float[Array, "B S C"] | None = None,
         cache: Cache | None = None,
         causal: bool = False,
+        window: int | None = None,
         at: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], Cache]:
         """The output, and the keys and values that made it.
 
         With a cache, the new keys and values join it at their positions, and `mask` is over slots.
-        `causal` promises of a mask that no query sees later keys, which saves looking at them.
+        `causal` promises of a mask that no query sees later keys, which saves looking at them, and
+        `window` that each sees so many up to its own.
         With `at`, the output and the mask are those of some places of x; not beside a cache.
         """
         keys, values = self.keys_values(x if context is None else context, positions)
@@ -241,7 +252,8 @@ class Attention(nnx.Module):
                 rearrange(keys, "b s k h -> b k s h"), rearrange(values, "b s k h -> b k s h")
             )
             if causal and at is None:
-                y = attend_causally(self.queries(x, positions), *cache, mask, self.softcap)
+                q = self.queries(x, positions)
+                y = attend_causally(q, *cache, mask, self.softcap, window)
                 return self.o_proj(y), cache
         elif positions is None:
             raise ValueError("a cache is written at positions; give them")

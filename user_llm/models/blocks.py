@@ -69,12 +69,16 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B #R S"],
         positions: Positions,
+        window: int | None = None,
         *,
         cache: Cache | None = None,
         key: Key[Array, ""] | None = None,
         at: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], Cache]:
-        """The block's output, `at` some places alone if asked, and its attention's cache."""
+        """The block's output, `at` some places alone if asked, and its attention's cache.
+
+        `window` promises of the mask that each token sees so many up to itself, and no others.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
 
         def added(h, norm, gate, key):
@@ -82,7 +86,13 @@ class Block(nnx.Module):
             return h if gate is None else h * jax.nn.sigmoid(gate(x))
 
         h, cache = self.self_attn(
-            self.input_layernorm(x), mask, positions=positions, cache=cache, causal=True, at=at
+            self.input_layernorm(x),
+            mask,
+            positions=positions,
+            cache=cache,
+            causal=True,
+            window=window,
+            at=at,
         )
         x = picked(x, at)
         x += added(h, self.post_self_attn_layernorm, self.attn_gate, keys[0])

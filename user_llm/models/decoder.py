@@ -20,7 +20,7 @@ from user_llm.models.attention import (
 )
 from user_llm.models.blocks import Block
 from user_llm.models.families import FAMILIES
-from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm
+from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm, ServedLinear, times_rows
 from user_llm.sharding import axes, constrain
 
 
@@ -175,7 +175,13 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Of each next token, from last hidden states."""
-        return capped(x @ self.head(), self.config.final_logit_softcapping)
+        flat = x.reshape(-1, x.shape[-1])
+        if self.lm_head is None:
+            y = times_rows(flat, constrain(self.embed_tokens[...].astype(x.dtype), "vocab", None))
+        else:
+            y = self.lm_head(flat)
+        y = y.reshape(*x.shape[:-1], -1)
+        return capped(y, self.config.final_logit_softcapping)
 
     def head(self) -> Float[Array, "D V"]:
         """The matrix from the last hidden states to logits."""
@@ -220,10 +226,12 @@ class Decoder(nnx.Module):
         """The stacked blocks as [groups, layers of a group, ...]."""
         return jax.tree.map(lambda p: p.reshape(self.groups, -1, *p.shape[1:]), self.layers)
 
-    def unstacked(self) -> "Decoder":
-        """A copy whose `layers` and `cross` are lists of single modules, each with its own buffers.
+    def unstacked(self, *, int8: bool = False) -> "Decoder":
+        """A copy that generation unrolls, with every kernel as it reads it, perhaps in int8.
 
-        A scan copies every layer's weights out of the stack, at each token.
+        Its `layers` and `cross` are lists of single modules, each with its own buffers: a scan
+        copies every layer's weights out of the stack, at each token. Embeddings, and a head that
+        is tied to them, stay as they are.
         """
 
         def each(stack):
@@ -232,6 +240,10 @@ class Decoder(nnx.Module):
 
         copy = nnx.clone(self)
         copy.layers, copy.cross = each(self.layers), self.cross and each(self.cross)
+        for _, module in list(nnx.iter_modules(copy)):
+            for name, child in list(nnx.iter_children(module)):
+                if isinstance(child, Linear):
+                    setattr(module, str(name), ServedLinear(child, int8=int8))
         return copy
 
     def __call__(

@@ -14,6 +14,7 @@ from user_llm.config import LoRAConfig
 from user_llm.sharding import axes
 
 NO_LORA = LoRAConfig()
+FEW_ROWS = 128  # up to which a product's time is that of reading its kernel, more or less
 # Of a layer so wrapped, the way back makes all anew but what dropout drew: that is small and dear.
 DRAWN = "drawn"
 rematerialized = partial(
@@ -91,13 +92,52 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         # In two dimensions, because XLA:CPU multiplies a weight's gradient over three by hand.
         flat = x.reshape(-1, x.shape[-1])
-        y = flat @ self.kernel[...].astype(x.dtype)
+        y = self.product(flat)
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)
         if self.lora_scale:
             low = flat @ self.lora_a[...].astype(x.dtype)
             y += self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
         return y.reshape(*x.shape[:-1], -1)
+
+    def product(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        return x @ self.kernel[...].astype(x.dtype)
+
+
+class ServedLinear(Linear):
+    """A Linear as generation reads it: the kernel [out, in], and on request in int8.
+
+    int8 weighs each output by a scale of its own, the largest of its weights over 127 (LLM.int8,
+    arXiv 2208.07339, section 2, without what it does to activations).
+    """
+
+    def __init__(self, linear: Linear, *, int8: bool = False):
+        kernel, scale = linear.kernel[...].T, None
+        if int8:
+            kernel, scale = quantized(kernel)
+        self.kernel, self.bias = nnx.Param(kernel), linear.bias
+        self.scale = None if scale is None else nnx.Param(scale)
+        self.lora_scale = linear.lora_scale
+        if self.lora_scale:
+            self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
+
+    def product(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        y = times_rows(x, self.kernel[...].astype(x.dtype))
+        return y if self.scale is None else y * self.scale[...].astype(x.dtype)
+
+
+def quantized(kernel: Float[Array, "O I"]) -> tuple[Int[Array, "O I"], Float[Array, " O"]]:
+    """A kernel in int8, and what each of its outputs is to be multiplied by."""
+    kernel = kernel.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(kernel).max(axis=1), jnp.finfo(jnp.float32).tiny) / 127
+    return jnp.round(kernel / scale[:, None]).astype(jnp.int8), scale
+
+
+def times_rows(x: Float[Array, "N I"], kernel: Float[Array, "O I"]) -> Float[Array, "N O"]:
+    """x @ kernel.T, with the kernel as the left factor: few rows cost XLA:CPU half as much so."""
+    y = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())))
+    # It would fold the transpose into the product, which then is the slow one.
+    return (jax.lax.optimization_barrier(y) if len(x) <= FEW_ROWS else y).T
 
 
 def merged(params: dict[str, Any], lora: LoRAConfig) -> dict[str, Any]:
