@@ -58,6 +58,7 @@ def test_interpreted_splash_is_plain_attention_there_and_back(kv_heads, window, 
 @pytest.mark.parametrize("shape", [None, (2, 2, 2)], ids=str)
 def test_kernels_are_lowered_for_their_platforms(monkeypatch, mesh, shape, platform, call):
     monkeypatch.setattr(flash, "platform", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(
         "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_200
     )
@@ -77,11 +78,15 @@ def test_kernels_are_lowered_for_their_platforms(monkeypatch, mesh, shape, platf
 
 
 def test_no_kernel_takes_what_it_cannot(monkeypatch):
+    monkeypatch.setattr(flash, "cudnn", lambda q, k, v, window: q)
     q, k, v = draw((1, 2, 128, 256), (1, 2, 128, 256), (1, 2, 128, 256), dtype=jnp.bfloat16)
     assert flash.flash(q, k, v, 128) is None  # on a CPU
     monkeypatch.setattr(flash, "platform", lambda: "gpu")
-    assert flash.flash(q, k, v, 128) is None  # the heads are too wide
-    q, k, v = (x[..., :64] for x in (q, k, v))
+    q, k, v, wide = *(x[..., :64] for x in (q, k, v)), (q, k, v)
+    assert flash.flash(q, k, v, 128) is None  # eight devices, and no mesh
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert flash.flash(q, k, v, 128) is q
+    assert flash.flash(*wide, 128) is None
     assert flash.flash(q, k, v, 128, softcap=5.0) is None
     assert flash.flash(*(x[:, :, :99] for x in (q, k, v)), 99) is None
     assert flash.flash(*(x.astype(jnp.float32) for x in (q, k, v)), 128) is None

@@ -158,7 +158,7 @@ def test_served_linear_is_the_trained_one(rows):
     x = jnp.asarray(normal(3, rows, 16))
     np.testing.assert_allclose(ServedLinear(linear)(x), linear(x), atol=1e-5)
     rounded = ServedLinear(linear, int8=True)
-    kernel = rounded.kernel[...].T * rounded.scale[...]
+    kernel = rounded.kernel[...].T.astype(jnp.float32) * rounded.scale[...]
     wanted = linear(x) + x @ (kernel - linear.kernel[...])
     np.testing.assert_allclose(rounded(x), wanted, atol=1e-5)
 

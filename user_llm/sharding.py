@@ -129,6 +129,11 @@ def on_shards(f: Callable[..., jax.Array], names: Sequence[str], *arrays: jax.Ar
     return jax.shard_map(f, **specs, check_vma=False)(*arrays)
 
 
+def placed() -> bool:
+    """Whether it is known where arrays lie: a mesh says it, or there is but one device."""
+    return not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+
+
 def platform() -> str:
     """Where what is being traced will run: `cpu`, `gpu` or `tpu`."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -63,12 +63,10 @@ def _foretell(graphdefs, states, tokens):
     -log of its probability in each, the Kullback-Leibler divergence of int8's, and whether both
     hold the same token likeliest.
     """
-    length = tokens.shape[1]
     logs = []
     for graphdef, state in zip(graphdefs, states, strict=True):
         single = nnx.merge(graphdef, state)
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
-        views, x = single.views(np.arange(length)[None], causal), single.embed(tokens)
+        views, x = single.views(np.arange(tokens.shape[1])[None]), single.embed(tokens)
         x, _ = forward(single, x, views, [None] * len(single.layers), None)
         logs.append(jax.nn.log_softmax(single.logits(x[:, :-1]).astype(jnp.float32)))
     told = [-jnp.take_along_axis(x, tokens[:, 1:, None], axis=-1)[..., 0] for x in logs]

@@ -17,9 +17,7 @@ def hidden_states(decoder: Decoder, tokens: Int[Array, "B T"]) -> list[Float[Arr
     As transformers' `output_hidden_states=True` has them.
     """
     single: Any = decoder.unstacked()
-    length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((1, length, length), bool))
-    views = single.views(np.arange(length)[None], causal)
+    views = single.views(np.arange(tokens.shape[1])[None])
     states = [single.embed(tokens)]
     for block, slides in zip(single.layers, single.config.slides, strict=True):
         states.append(block(states[-1], *views.of(slides))[0])

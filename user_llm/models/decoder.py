@@ -21,17 +21,18 @@ from user_llm.models.attention import (
 from user_llm.models.blocks import Block
 from user_llm.models.families import FAMILIES
 from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm, ServedLinear, times_rows
-from user_llm.sharding import axes, constrain
+from user_llm.sharding import axes, constrain, platform
 
 
 class CrossAttention(nnx.Module):
-    """x + tanh(gate) * attention(norm(x), memory) (Flamingo, arXiv 2204.14198, section 2.2)."""
+    """x + tanh(gate) * attention(norm(x), memory) (Flamingo, arXiv 2204.14198, section 2.2).
 
-    def __init__(
-        self, config: CrossAttentionConfig, width: int, *, rngs: nnx.Rngs, param_dtype=jnp.float32
-    ):
-        self.norm = RMSNorm(width, param_dtype=param_dtype)
-        self.attn = Attention(width, config.heads, rngs=rngs, param_dtype=param_dtype)
+    Every strategy trains it, so its weights are in float32 whatever the decoder's own are.
+    """
+
+    def __init__(self, config: CrossAttentionConfig, width: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(width)
+        self.attn = Attention(width, config.heads, rngs=rngs)
         self.gate = nnx.Param(jnp.arctanh(jnp.full((), config.gate, jnp.float32)))
 
     def keys_values(self, memory: Memory) -> KVCache:
@@ -59,6 +60,7 @@ class View(NamedTuple):
 
     mask: Bool[Array, "#B #T S"]
     positions: Positions
+    window: int | None = None  # where the mask is but this: so many up to the token itself
 
 
 class Views(NamedTuple):
@@ -73,7 +75,7 @@ class Views(NamedTuple):
             return self.sliding if slides else self.full
         return jax.tree.map(
             lambda full, sliding: full if full is sliding else jnp.where(slides, sliding, full),
-            *self,
+            *(view._replace(window=None) for view in self),
         )
 
 
@@ -123,9 +125,9 @@ class Decoder(nnx.Module):
         self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
         width = config.hidden_size
         self.cross = (
-            jax.vmap(
-                lambda rngs: CrossAttention(cross_attention, width, rngs=rngs, param_dtype=dtype)
-            )(rngs.split(self.groups))  # [G, ...]
+            jax.vmap(lambda rngs: CrossAttention(cross_attention, width, rngs=rngs))(
+                rngs.split(self.groups)
+            )  # [G, ...]
             if cross_attention
             else None
         )
@@ -153,17 +155,20 @@ class Decoder(nnx.Module):
     def views(
         self,
         at: Int[Array | np.ndarray, "#B T"],
-        mask: Bool[Array, "#B #T S"],
+        mask: Bool[Array, "#B #T S"] | None = None,
         slots_at: Int[Array, "#B S"] | None = None,
     ) -> Views:
         """What the layers know of tokens at some positions, of which the mask says what they see.
 
         Args:
+          mask: without it, they see each other, but for what comes later.
           slots_at: where the keys of the slots stand; slot s holds position s unless given.
         """
-        config = self.config
+        config, length, window = self.config, at.shape[1], None
+        if mask is None:
+            mask, window = jnp.tril(jnp.ones((1, length, length), bool)), length
         turns = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        full = View(mask, Positions.of(at, turns))
+        full = View(mask, Positions.of(at, turns), window)
         if not any(config.slides):
             return Views(full, full)
         keys_at = np.arange(mask.shape[-1])[None] if slots_at is None else slots_at
@@ -171,7 +176,7 @@ class Decoder(nnx.Module):
         local = full.positions
         if config.rope_local_base_freq is not None:
             local = Positions.of(at, frequencies(config.head_dim, config.rope_local_base_freq))
-        return Views(full, View(mask & near, local))
+        return Views(full, View(mask & near, local, window and config.sliding_window))
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Of each next token, from last hidden states."""
@@ -199,14 +204,15 @@ class Decoder(nnx.Module):
         return self._scan(x, memory, look=True)[1]
 
     def _scan(self, x: Array, memory: Memory | None, look: bool = False) -> tuple[Array, Any]:
-        length = x.shape[1]
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
-        views, slides = self.views(np.arange(length)[None], causal), self.config.slides
+        views, slides = self.views(np.arange(x.shape[1])[None]), self.config.slides
         alike = slides[0] if len(set(slides)) == 1 else None
 
         @jax.checkpoint
         def layer(x, block_and_slides):
             block, slides = block_and_slides
+            if alike is None and platform() != "cpu":  # whose kernels must know their window
+                each = [lambda x, view=view: block(x, *view)[0] for view in views]
+                return jax.lax.cond(slides, each[1], each[0], x), None
             return block(x, *views.of(slides if alike is None else alike))[0], None
 
         def group(x, blocks_and_cross):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from user_llm.sharding import on_shards, platform
+from user_llm.sharding import on_shards, placed, platform
 
 SHORTEST = 128  # tokens; shorter texts have few scores, and on TPU a block would be mostly padding
 
@@ -22,10 +22,10 @@ def flash(
 ) -> Float[Array, "B N T H"] | None:
     """What queries find that see the last `window` keys up to their own; N heads share K.
 
-    None where there is no kernel for it: on a CPU, for short texts, for float32, and on a GPU for
-    capped scores and for heads that cuDNN does not take.
+    None where there is no kernel for it: on a CPU, for short texts, for float32, on devices that no
+    mesh names, and on a GPU for capped scores and for heads that cuDNN does not take.
     """
-    if q.dtype != jnp.bfloat16 or q.shape[2] < SHORTEST:
+    if q.dtype != jnp.bfloat16 or q.shape[2] < SHORTEST or not placed():
         return None
     if platform() == "tpu":
         kernel = partial(splash, softcap=softcap)

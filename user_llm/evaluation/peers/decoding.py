@@ -26,9 +26,9 @@ class Decoding:
     int8: bool = False  # weights, of our side alone
     batches: tuple[int, ...] = (1, 8, 32)
     prompt: int = 32  # tokens before an answer
-    answer: int = 65  # tokens; the first one is the prefill's
+    answer: int = 33  # tokens; the first one is the prefill's
     long_prompt: int = 512  # tokens of the prompt that prefill is timed on
-    repeats: int = 3  # after one that compiles; the best counts
+    repeats: int = 2  # after one that compiles; the best counts
     threads: int = 2
 
 

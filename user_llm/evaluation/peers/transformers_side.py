@@ -4,6 +4,7 @@ A plain loop over the model's forward with its cache, which is leaner than its `
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def main() -> None:
 
 def load(work: Decoding, device: str):
     dtype = getattr(torch, work.dtype)
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
     return model.eval().to(device)
 
 
