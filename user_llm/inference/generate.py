@@ -228,8 +228,7 @@ def _prefill(graphdef, params, tokens, lengths, memory, prefix):
     if memory is not None:
         memory = Memory(memory.tokens.astype(x.dtype), memory.mask)
         crossed = Crossed([cross.keys_values(memory) for cross in decoder.cross], memory.mask)
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    views = decoder.views(positions)
+    views = decoder.views(np.arange(x.shape[1])[None])
     x, caches = forward(decoder, x, views, [None] * len(decoder.layers), crossed)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return decoder.logits(last), State(caches, crossed, lengths)

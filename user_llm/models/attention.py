@@ -20,8 +20,8 @@ CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products wo
 class Positions(NamedTuple):
     """Where tokens stand, and by which angles rotary attention turns what stands there.
 
-    A model makes them once for all layers. Inside of a layer, XLA:CPU would fuse a sine and a
-    cosine into each value that they turn; positions known beforehand make constants instead.
+    A model makes them once for all layers. XLA:CPU would fuse a sine and a cosine into each value
+    that they turn, but for a barrier; positions known beforehand make constants.
     """
 
     at: Int[Array, "#B T"]
@@ -31,9 +31,13 @@ class Positions(NamedTuple):
     @staticmethod
     def of(at: Array | np.ndarray, frequencies: np.ndarray) -> "Positions":
         """Those of `at` [#B, T], which is numpy's where it is known."""
-        lib: Any = np if isinstance(at, np.ndarray) else jnp
+        known = isinstance(at, np.ndarray)
+        lib: Any = np if known else jnp
         angle = at[..., None, None].astype(np.float32) * frequencies
-        return Positions(*map(jnp.asarray, (at, lib.sin(angle), lib.cos(angle))))
+        sin, cos = jnp.asarray(lib.sin(angle)), jnp.asarray(lib.cos(angle))
+        if not known:
+            sin, cos = jax.lax.optimization_barrier((sin, cos))
+        return Positions(jnp.asarray(at), sin, cos)
 
 
 @runtime_checkable
