@@ -35,6 +35,12 @@ def test_every_point_lies_inside_the_plot_and_ticks_within_the_axes(scale, data)
         assert all(axis.low <= tick <= axis.high * (1 + 1e-9) for tick in axis.ticks if tick > 0)
 
 
+@pytest.mark.parametrize("value", [100_001.0, 3e-4, 1e6, 7.0])
+def test_logarithmic_axis_begins_at_a_tick(value):
+    axis = charts.Axis.over([value], "x", "log")
+    assert axis.low == axis.ticks[0] <= value <= axis.high
+
+
 def test_positions_are_proportional_to_values():
     (line,) = line_chart({"a": [(0, 0.0), (50, 1.0), (100, 2.0)]}, "x", "y").lines
     (x0, y0), (x1, y1), (x2, y2) = corners(line)

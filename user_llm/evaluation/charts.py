@@ -36,7 +36,7 @@ class Axis:
         values = list(values)
         low, high = min(values), max(values)
         if scale == "log":
-            low, high = 1 / _step(1 / low), _step(high)
+            low, high = float(f"{1 / _step(1 / low):.1g}"), _step(high)  # without rounding errors
             high = high if high > 1.5 * low else _step(1.5 * high)
             return Axis(label, low, high, _log_ticks(low, high), scale)
         if 0 <= low < high / 2 or low == high >= 0:
