@@ -13,7 +13,7 @@ from their_decoders import write_theirs
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig
 from user_llm.huggingface import import_decoder
-from user_llm.inference.beams import beam_search
+from user_llm.inference.beams import beam_search, top_k
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
 
@@ -134,3 +134,11 @@ def test_other_families_answer_as_in_transformers(tmp_path, family):
 def test_no_beams_are_refused(stories):
     with pytest.raises(ValueError, match="beams=0 must be between 1 and 511"):
         beam_search(stories[0], PROMPTS, beams=0, max_new_tokens=4, stop={2})
+
+
+@pytest.mark.parametrize("width", [700, 768, 1000])  # sorted whole, in whole blocks, in blocks
+def test_top_k_is_that_of_jax(width):
+    x = np.random.default_rng(0).integers(0, 40, (5, width)).astype(np.float32)
+    x[1], x[2, 1:] = -np.inf, -np.inf
+    for one, other in zip(top_k(jnp.asarray(x), 3), jax.lax.top_k(x, 3), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -12,7 +12,6 @@ from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig
 from user_llm.inference import trie
-from user_llm.inference.beams import top_k
 from user_llm.inference.catalog import Catalog, beam_search, score
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
@@ -262,11 +261,3 @@ def test_one_row_of_exclusions_is_for_all(generator):
     for exclude in (hidden, hidden[None]):
         for one, other in zip(search(exclude=exclude), each, strict=True):
             np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("width", [700, 768, 1000])  # sorted whole, in whole blocks, in blocks
-def test_top_k_is_that_of_jax(width):
-    x = np.random.default_rng(0).integers(0, 40, (5, width)).astype(np.float32)
-    x[1], x[2, 1:] = -np.inf, -np.inf
-    for one, other in zip(top_k(jnp.asarray(x), 3), jax.lax.top_k(x, 3), strict=True):
-        np.testing.assert_array_equal(one, other)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from user_llm.config import DecoderConfig
-from user_llm.evaluation import catalog_benchmark
+from user_llm.evaluation import catalog_benchmark, sides
 from user_llm.models.zoo import count_decoder
 
 SMALL = DecoderConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
@@ -37,4 +37,4 @@ def test_sizes_are_timed_and_recorded(tmp_path):
 
 def test_a_build_that_fails_says_why():
     with pytest.raises(ValueError, match="failed:[^$]*the catalogue is empty"):
-        catalog_benchmark.build(0, 64)
+        sides.run(catalog_benchmark.__name__, catalog_benchmark.Build(0, 64))

@@ -51,7 +51,7 @@ def test_shares_are_of_what_a_step_reads_and_a_prompt_multiplies():
     work = Decoding("", 64, prompt=4, answer=8, long_prompt=16)
     row = {"decode": {"2": 10.0}, "prefill": 100.0}
     limit = {"bytes_per_second": 1e6, "flops_per_second": 1e9}
-    found = decode_benchmark.shares(row, TINY, work, limit, 4)
+    found = decode_benchmark.shares(row, TINY, work, limit)
     projections = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     weights = projections + 2 * 2 * 32 + 32 + 64 * 32  # norms and the head
     cache = 2 * 2 * 2 * 8 * (4 + 4) * 2

@@ -161,6 +161,13 @@ def test_repetition_is_punished_in_prompt_and_answer(data_folder):
         assert prompt + answer == wanted[0].tolist()
 
 
+def test_decoders_of_one_shape_share_their_programs(decoder, generator):
+    assert Generator(decoder).graph == generator.graph
+    assert (
+        len({generator.graph, Generator(decoder).graph, Generator(decoder, int8=True).graph}) == 2
+    )
+
+
 def test_no_prompt_is_named(generator):
     with pytest.raises(ValueError, match="there is no prompt"):
         generator.generate([], max_new_tokens=1)

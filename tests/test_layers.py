@@ -150,11 +150,13 @@ def test_lora_is_put_on_its_targets_alone():
     assert {path[:2] for path in paths} == {("self_attn", "q_proj"), ("mlp", "down_proj")}
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
-def test_served_linear_is_the_trained_one(rows):
+@pytest.mark.parametrize(
+    ("rows", "outputs"), [(1, 24), (1, 23), (FEW_ROWS, 24), (FEW_ROWS + 1, 24)]
+)
+def test_served_linear_is_the_trained_one(rows, outputs):
     rank = LoRAConfig(rank=2)
-    linear = Linear(16, 24, (None, None), rngs=nnx.Rngs(0), bias=True, lora=rank)
-    linear.bias[...], linear.lora_b[...] = normal(1, 24), normal(2, 2, 24)
+    linear = Linear(16, outputs, (None, None), rngs=nnx.Rngs(0), bias=True, lora=rank)
+    linear.bias[...], linear.lora_b[...] = normal(1, outputs), normal(2, 2, outputs)
     x = jnp.asarray(normal(3, rows, 16))
     np.testing.assert_allclose(ServedLinear(linear)(x), linear(x), atol=1e-5)
     rounded = ServedLinear(linear, int8=True)

@@ -6,10 +6,10 @@ step that it follows. The sizes take turns; of each figure the best round counts
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from user_llm.config import DecoderConfig
-from user_llm.evaluation import records
+from user_llm.evaluation import records, sides
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.work import memory
 from user_llm.inference import beams
@@ -49,6 +49,15 @@ SECONDS = 60.0  # to build a table of a million items, at most
 MEMORY = 1e9  # bytes, at most
 SHARE = 0.05  # of a decoder's step that masking may take
 
+
+@dataclass(frozen=True)
+class Build:
+    """A table to be built in a process of its own, which tells what that costs."""
+
+    items: int
+    vocab_size: int
+
+
 Calls = dict[tuple[Any, ...], Callable[[], Any]]
 
 
@@ -71,7 +80,10 @@ def benchmark(
       ValueError: a table could not be built.
     """
     started = os.getloadavg()
-    tables = [build(size, config.vocab_size) for size in tqdm(items, desc="tables", leave=False)]
+    tables = [
+        sides.run(__name__, Build(size, config.vocab_size))
+        for size in tqdm(items, desc="tables", leave=False)
+    ]
     generator = Generator(jax.jit(lambda: Decoder(config, rngs=nnx.Rngs(0)))())
     catalogs = [Catalog(titles(size, config.vocab_size), config.vocab_size) for size in items]
     seconds: dict[tuple[Any, ...], float] = {}
@@ -143,19 +155,6 @@ def titles(count: int, vocab_size: int) -> Int[np.ndarray, "I L"]:
     return (vocab_size**drawn).astype(np.int32)
 
 
-def build(count: int, vocab_size: int) -> dict[str, Any]:
-    """What building a table costs in a process of its own.
-
-    Raises:
-      ValueError: it failed; says how.
-    """
-    command = [sys.executable, "-m", __name__, str(count), str(vocab_size)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def calls(generator: Generator, catalog: Catalog, users: int, beam: int) -> Calls:
     """What is timed of a search: by users, items, depth and kind, or by users, depth and kind.
 
@@ -173,7 +172,7 @@ def calls(generator: Generator, catalog: Catalog, users: int, beam: int) -> Call
         return lambda: select(catalog.table, *given)
 
     def free(logits, scores) -> Callable[[], Any]:
-        return lambda: beams._best(logits, scores, beam)
+        return lambda: beams.continuations(logits, scores, beam)
 
     def decoder(layers, tokens, depth) -> Callable[[], Any]:
         def step():
@@ -241,15 +240,15 @@ def masking(row: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    count, vocab_size = map(int, sys.argv[1:])
-    sequences = titles(count, vocab_size).tolist()
+    asked = Build(**json.loads(sys.argv[1]))
+    sequences = titles(asked.items, asked.vocab_size).tolist()
     jax.block_until_ready(jnp.zeros(1))  # starts the backend, which is no part of the table
     baseline, started = memory(), time.perf_counter()
-    catalog = Catalog(sequences, vocab_size)
+    catalog = Catalog(sequences, asked.vocab_size)
     jax.block_until_ready(catalog.table)
     seconds = time.perf_counter() - started
     figures = {
-        "items": count,
+        "items": asked.items,
         "nodes": len(catalog.table.token),
         "seconds": seconds,
         "memory": memory(peak=True) - baseline,

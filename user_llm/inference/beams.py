@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.inference.buckets import bucket
@@ -58,7 +57,9 @@ def beam_search(
     # Each beam may end by any stop token; as many continuations must be left to go on with.
     wide, size = beams * (1 + len(stop)), generator.config.vocab_size
     for count in range(max_new_tokens):
-        best = [np.asarray(x) for x in _best(logits, scores, min(wide, logits.shape[1] * size))]
+        best = [
+            np.asarray(x) for x in continuations(logits, scores, min(wide, logits.shape[1] * size))
+        ]
         last = count + 1 == max_new_tokens
         chosen = [one.go_on(*(x[row] for x in best), last=last) for row, one in enumerate(searches)]
         if last or all(search.ended for search in searches):
@@ -108,8 +109,10 @@ class Search:
 
 
 @partial(jax.jit, static_argnums=2)
-def _best(logits, scores, count):
-    """The `count` best continuations of a prompt's beams: scores, beams, tokens [B, count]."""
+def continuations(
+    logits: Float[Array, "B W V"], scores: Float[Array, "B W"], count: int
+) -> tuple[Float[Array, "B C"], Int[Array, "B C"], Int[Array, "B C"]]:
+    """The best ways to go on with a prompt's beams, best first: their scores, beams and tokens."""
     gains = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     every = (scores[..., None] + gains).reshape(len(scores), -1)
     best, places = top_k(every, count)
@@ -209,13 +212,13 @@ def extend(
 
     The tokens are the ones at `depth` of the answers; the layers that are given are used up.
     """
-    return _extend(generator.graphdef, generator.params, state, layers, tokens, depth)
+    return _extend(generator.graph, generator.params, state, layers, tokens, depth)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _extend(graphdef, params, state, layers, tokens, depth):
+def _extend(graph, params, state, layers, tokens, depth):
     """Logits after every unfinished beam's last token, and the keys and values with it."""
-    decoder = nnx.merge(graphdef, params)
+    decoder = graph.merge(params)
     width, slots = layers[0][0].shape[2], layers[0][0].shape[-1]
     positions = jnp.broadcast_to((state.lengths + depth)[:, None], (len(state.lengths), width))
     at, own = jnp.arange(state.slots), jnp.arange(slots)

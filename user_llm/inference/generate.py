@@ -18,6 +18,25 @@ from user_llm.models.decoder import Decoder, Views
 from user_llm.models.layers import Memory
 
 
+class Graph:
+    """A decoder but for its parameters, as compiled programs are told apart by it.
+
+    Its hash is known: to make nnx's own takes milliseconds, at every step.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef):
+        self._graphdef, self._hash = graphdef, hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Graph) and self._graphdef == other._graphdef)
+
+    def merge(self, params: Any) -> Any:
+        return nnx.merge(self._graphdef, params)
+
+
 class Crossed(NamedTuple):
     """A memory as the cross-attentions see it, the same at every step."""
 
@@ -52,7 +71,8 @@ class Generator:
         self.config = decoder.config
         self.crosses = decoder.cross is not None
         unstacked = jax.jit(Decoder.unstacked, static_argnames="int8")
-        self.graphdef, state = nnx.split(unstacked(decoder, int8=int8))
+        graphdef, state = nnx.split(unstacked(decoder, int8=int8))
+        self.graph = Graph(graphdef)
         self.params = nnx.to_pure_dict(state)
 
     def prefill(
@@ -66,14 +86,14 @@ class Generator:
 
         The cross-attentions read `memory`; the tokens of `prefix` stand before the prompt.
         """
-        return _prefill(self.graphdef, self.params, tokens, lengths, memory, prefix)
+        return _prefill(self.graph, self.params, tokens, lengths, memory, prefix)
 
     def step(self, state: State, tokens: Int[Array, " B"]) -> tuple[Float[Array, "B V"], State]:
         """Logits of the token after `tokens`, and the state with them; `state` is used up.
 
         Every length must be below `state.slots`; `grow` makes room.
         """
-        return _step(self.graphdef, self.params, state, tokens)
+        return _step(self.graph, self.params, state, tokens)
 
     def start(
         self,
@@ -216,8 +236,8 @@ def forward(
 
 
 @partial(jax.jit, static_argnums=0)
-def _prefill(graphdef, params, tokens, lengths, memory, prefix):
-    decoder = nnx.merge(graphdef, params)
+def _prefill(graph, params, tokens, lengths, memory, prefix):
+    decoder = graph.merge(params)
     x, real = decoder.embed(tokens), jnp.arange(tokens.shape[1]) < lengths[:, None]
     if prefix is not None:
         x = jnp.concatenate([prefix.tokens.astype(x.dtype), x], axis=1)
@@ -235,8 +255,8 @@ def _prefill(graphdef, params, tokens, lengths, memory, prefix):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _step(graphdef, params, state, tokens):
-    decoder = nnx.merge(graphdef, params)
+def _step(graph, params, state, tokens):
+    decoder = graph.merge(params)
     positions = state.lengths[:, None]
     mask = jnp.arange(state.slots) <= positions[..., None]
     x = decoder.embed(tokens[:, None])

@@ -11,10 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from user_llm.config import LoRAConfig
-from user_llm.sharding import axes
+from user_llm.sharding import axes, platform
 
 NO_LORA = LoRAConfig()
 FEW_ROWS = 128  # up to which a product's time is that of reading its kernel, more or less
+PARTS = 4  # of a kernel that is multiplied by one row
 # Of a layer so wrapped, the way back makes all anew but what dropout drew: that is small and dear.
 DRAWN = "drawn"
 rematerialized = partial(
@@ -134,7 +135,15 @@ def quantized(kernel: Float[Array, "O I"]) -> tuple[Int[Array, "O I"], Float[Arr
 
 
 def times_rows(x: Float[Array, "N I"], kernel: Float[Array, "O I"]) -> Float[Array, "N O"]:
-    """x @ kernel.T, with the kernel as the left factor: few rows cost XLA:CPU half as much so."""
+    """x @ kernel.T, with the kernel as the left factor: few rows cost XLA:CPU half as much so.
+
+    And a single row costs it less yet where the kernel comes in parts.
+    """
+    if len(x) == 1 and platform() == "cpu" and len(kernel) % PARTS == 0:
+        parts = kernel.reshape(PARTS, -1, kernel.shape[1])
+        x = jnp.broadcast_to(x, (PARTS, *x.shape))
+        y = jax.lax.dot_general(parts, x, (((2,), (2,)), ((0,), (0,))))
+        return jax.lax.optimization_barrier(y).reshape(1, -1)
     y = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())))
     # It would fold the transpose into the product, which then is the slow one.
     return (jax.lax.optimization_barrier(y) if len(x) <= FEW_ROWS else y).T
