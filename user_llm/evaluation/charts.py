@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 WIDTH, HEIGHT = 330, 200
 LEFT, TOP, BOTTOM = 42, 26, 158  # the plot's borders; its right one leaves room for the names
-NAME_WIDTH = 6.2  # of a letter of a line's name
+NAME_WIDTH = 7.0  # of a letter of a line's name, in a wide font
 NAME_HEIGHT = 13  # the least distance between two lines' names
 MOST_MARKERS = 25  # points of a line that are drawn one by one
 
