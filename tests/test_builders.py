@@ -204,7 +204,7 @@ def test_a_csv_without_its_columns_is_refused(tmp_path):
 
 
 def test_unknown_builders_versions_and_sources_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no builder is named 'netflix'; choose from movielens"):
+    with pytest.raises(ValueError, match="no builder is named 'netflix'; choose from amazon"):
         build("netflix", source=None, data_dir=tmp_path)
     with pytest.raises(ValueError, match="no version '2m'; choose from 100k, 1m"):
         build("movielens", source=tmp_path, data_dir=tmp_path, version="2m")

@@ -42,7 +42,7 @@ class DataConfig(Config):
     `by_time`: the last `test_share` of all events by time is test, as much before it validation.
     """
 
-    name: str = "world"  # a builder's name: world, movielens, sequences, table
+    name: str = "world"  # or movielens, amazon_reviews, google_local, sequences, table
     version: str = ""  # the builder's variant, such as 1m
     source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
     users: PositiveInt = 2000  # of the world

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 BUILDERS = {  # by module
+    "amazon_reviews": "AmazonReviews",
+    "google_local": "GoogleLocal",
     "movielens": "MovieLens",
     "sequences": "Sequences",
     "table": "Table",
