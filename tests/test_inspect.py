@@ -4,6 +4,7 @@ import re
 
 import movielens_files
 import pytest
+import review_files
 
 from user_llm.data.builders import build
 from user_llm.data.inspect import describe
@@ -26,6 +27,12 @@ def test_reviews_are_shown_and_long_timelines_cut(tmp_path):
     example = text.split("user u")[1].splitlines()[1:]
     assert len(example) == 8
     assert all('"' in line for line in example)
+
+
+def test_a_review_of_several_lines_is_shown_on_one(tmp_path):
+    source = review_files.write(tmp_path / "raw", "2014")
+    folder = build("amazon_reviews", source=source, data_dir=tmp_path, version="2014")
+    assert 'Drum [Percussion]  rated 4  "Fine drum. Loud."' in describe(folder)
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path):

@@ -73,6 +73,6 @@ def _event(data: Dataset, event: int) -> str:
     parts = [f"  {when:%Y-%m-%d %H:%M}  {name}", f" [{genres}]" if genres else ""]
     if data.ratings is not None and np.isfinite(data.ratings[event]):
         parts.append(f"  rated {data.ratings[event]:g}")
-    if data.reviews is not None and data.reviews[event]:
-        parts.append(f'  "{data.reviews[event][:60]}"')
+    if review := " ".join(data.review(event).split()):
+        parts.append(f'  "{review[:60]}"')
     return "".join(parts)
