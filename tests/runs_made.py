@@ -4,6 +4,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import timelines_made
+from jax.sharding import Mesh
+
 from user_llm import stages
 from user_llm.config import (
     CrossAttentionConfig,
@@ -19,8 +23,10 @@ from user_llm.config import (
     PretrainConfig,
     StageConfig,
     SystemConfig,
+    WarmupConfig,
 )
 from user_llm.data import pipeline
+from user_llm.data.dataset import clock_columns
 from user_llm.runs import Run
 
 OPTIM = OptimConfig(learning_rate=1e-2)
@@ -47,14 +53,26 @@ EXPERIMENT = Experiment(
     pretrain=PretrainConfig(
         steps=30, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
     ),
-    warmup=StageConfig(steps=2, batch_size=8, optim=OPTIM),
+    warmup=WarmupConfig(steps=2, batch_size=8, optim=OPTIM),
     align=StageConfig(steps=2, batch_size=8, optim=OPTIM),
     finetune=FinetuneConfig(
         steps=2, batch_size=8, optim=OPTIM, validate_every=1, history=8, max_tokens=32
     ),
     evaluation=EvaluationConfig(users=8, batch_size=8, beam=3, max_new_tokens=8, text_history=2),
 )
+HELD_OUT = DataConfig(name="table", held_out_items=0.25, held_out_users=0.2, seed=3)
 PACE = 0.1  # seconds that a step takes at least
+
+
+def held_out_run(folder: Path, mesh: Mesh) -> Run:
+    """A run that holds users and items out, on a data set made by hand; its stages are to train."""
+    rng = np.random.default_rng(0)
+    timelines = [rng.integers(20, size=n).tolist() for n in rng.integers(3, 30, 40)]
+    run = Run(EXPERIMENT.model_copy(update={"data": HELD_OUT}), folder)
+    run.dataset, run.mesh = timelines_made.dataset(timelines, items=20), mesh
+    run.dataset.times[:] = np.sort(rng.integers(10**6, size=len(run.dataset.times)))
+    run.dataset.features.update(clock_columns(run.dataset.times, run.dataset.offsets))
+    return run
 
 
 def slowly(batches):

@@ -11,6 +11,7 @@ from user_llm.data.pipeline import Examples
 from user_llm.data.tasks import TASKS, FavoriteCategory, NextItem, ReviewGeneration
 from user_llm.data.text import Tokenizer
 from user_llm.data.timelines import user_of
+from user_llm.stages import fitting
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda n: max(n) > 1)
 
@@ -24,19 +25,24 @@ def tokenizer(tmp_path_factory):
     return Tokenizer.train(words * 3, 500, tmp_path_factory.mktemp("tokenizer"))
 
 
-def make(tokenizer, data, tasks, *, history=4, max_tokens=512, text_history=0):
+def make(tokenizer, data, tasks, *, history=4, max_tokens=512, **told):
     """Every event with one before it as an example; a data set of which item = event."""
     events = np.arange(len(data.item))
     targets = events[~np.isin(events, data.offsets)]
+    asked = {TASKS[name](data): share for name, share in tasks.items()}
     return Examples(
         data,
-        targets,
-        {TASKS[name](data): share for name, share in tasks.items()},
+        targets[fitting(asked, targets)],
+        asked,
         tokenizer,
         history=history,
         max_tokens=max_tokens,
-        text_history=text_history,
+        **told,
     )
+
+
+def fits(task, target):
+    return task.fits(np.array([target]))[0]
 
 
 @settings(deadline=None, max_examples=50)
@@ -56,7 +62,7 @@ def test_nothing_shown_is_as_late_as_the_target(tokenizer, lengths, history, tol
         for values in batch["events"].values():
             assert not values[row][~there].any()
         spelled = shown[there][max(0, there.sum() - told) :]
-        for question in (source.question(t, target) for t in source.tasks if t.fits(target)):
+        for question in (source.question(t, target) for t in source.tasks if fits(t, target)):
             *lines, _ = question.prompt.splitlines()
             assert [line.split(" (")[0] for line in lines] == [
                 timelines_made.title(event) for event in spelled
@@ -127,7 +133,7 @@ def test_only_reviews_tell_reviews(tokenizer):
     data = timelines_made.dataset(timelines_made.lengths_to_items([6]))
     tasks = {name: 1.0 for name in sorted(TASKS)}
     source = make(tokenizer, data, tasks, text_history=4)
-    told = {task.name: source.question(task, 5).prompt for task in source.tasks}
+    told = {task.name: source.question(task, 5).prompt for task in source.tasks if fits(task, 5)}
     assert "note 4 ends" in told["review_generation"]
     assert "note" not in told["next_item"] + told["favorite_category"]
 
@@ -148,3 +154,19 @@ def test_an_event_without_a_review_is_asked_something_else(tokenizer):
     wanted = [ReviewGeneration if timelines_made.review(e) else NextItem for e in range(1, 7)]
     assert kinds == wanted
     assert FavoriteCategory not in kinds
+
+
+def test_a_task_that_cannot_ask_of_an_event_leaves_it_to_another(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([14]))
+    source = make(tokenizer, data, {"future_favorite_category": 1.0, "next_item": 0.0})
+    drawn = {t: source._draw(t, seed).name for t in range(1, 14) for seed in range(9)}
+    assert drawn == {t: "future_favorite_category" if t < 5 else "next_item" for t in range(1, 14)}
+    alone = make(tokenizer, data, {"future_favorite_category": 1.0})
+    assert alone.targets.tolist() == [1, 2, 3, 4]
+
+
+def test_a_summary_stands_before_the_events(tokenizer):
+    data = timelines_made.dataset(timelines_made.lengths_to_items([6]))
+    source = make(tokenizer, data, {"next_item": 1.0}, text_history=1, text_summary=True)
+    summary, event, _ = source.question(source.tasks[0], 5).prompt.splitlines()
+    assert summary.startswith("4 seen; ") and event == "Film 4 of many (Action, Comedy, 5)"

@@ -14,7 +14,7 @@ from timelines_made import dataset
 from user_llm import stages
 from user_llm.config import Experiment
 from user_llm.data.features import KNOWN, Bag, Categorical, Numeric, Text, Vocabulary
-from user_llm.evaluation import evaluate
+from user_llm.evaluation import baselines
 from user_llm.models.encoders import ENCODERS
 from user_llm.runs import Run
 from user_llm.training.grow import Known, grow, sources, wanted
@@ -179,8 +179,8 @@ def test_users_whom_the_earlier_run_knew_are_judged_apart(tmp_path, mesh, monkey
     more = dataclasses.replace(more, users=renamed)
     grown = run_of(second, tmp_path / "second", more, mesh(2))
     monkeypatch.setattr(Run, "open", lambda folder, data_dir: first)
-    assert evaluate.old_users(grown).tolist() == [4, 11]
-    assert not len(evaluate.old_users(first))
+    assert baselines.old_users(grown).tolist() == [4, 11]
+    assert not len(baselines.old_users(first))
 
 
 def test_a_run_cannot_both_train_an_encoder_and_borrow_one():

@@ -2,28 +2,19 @@
 
 import numpy as np
 import pytest
-from runs_made import EXPERIMENT
+from runs_made import EXPERIMENT, held_out_run
 from timelines_made import dataset
 
 from user_llm import stages
-from user_llm.config import QUERY_TIME, DataConfig
-from user_llm.data.dataset import clock_columns
-from user_llm.evaluation import evaluate
+from user_llm.config import QUERY_TIME
+from user_llm.evaluation import baselines
 from user_llm.evaluation.metrics import Ranking
 from user_llm.runs import Run
-
-rng = np.random.default_rng(0)
-DATA = DataConfig(name="table", held_out_items=0.25, held_out_users=0.2, seed=3)
 
 
 @pytest.fixture
 def run(tmp_path, mesh) -> Run:
-    made = dataset([rng.integers(20, size=n).tolist() for n in rng.integers(3, 30, 40)], items=20)
-    made.times[:] = np.sort(rng.integers(10**6, size=len(made.times)))
-    made.features.update(clock_columns(made.times, made.offsets))
-    run = Run(EXPERIMENT.model_copy(update={"data": DATA}), tmp_path)
-    run.dataset, run.mesh = made, mesh(2)
-    return run
+    return held_out_run(tmp_path, mesh(2))
 
 
 def out(run):
@@ -73,9 +64,9 @@ def test_new_items_and_cold_users_are_ranked_beside_the_test(run, monkeypatch):
         ranks.update(zip(targets.tolist(), (targets % 13 + 1).tolist(), strict=True))
         return lambda params: targets % 13 + 1
 
-    monkeypatch.setattr(evaluate, "encoder_ranker", ranker)
+    monkeypatch.setattr(baselines, "encoder_ranker", ranker)
     monkeypatch.setattr(stages, "encoder", lambda run: {})
-    rows = evaluate.ranked(run, run.split.test[:5])
+    rows = baselines.ranked(run, run.split.test[:5])
     groups = {"next_item": run.split.test[:5], "new_items": run.split.new_items}
     groups["cold_users"] = run.split.cold
     wanted = {}

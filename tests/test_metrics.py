@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from user_llm.evaluation.metrics import (
     Accuracy,
     Ranking,
+    RatingError,
     TextOverlap,
     rank_of_target,
     spread,
@@ -36,8 +37,13 @@ def overlap(pairs):
     return TextOverlap.from_texts([a for a, _ in pairs], [t for _, t in pairs])
 
 
+def error(pairs):
+    return RatingError.from_ratings([a / 3 for a, _ in pairs], [t / 3 for _, t in pairs])
+
+
 @pytest.mark.parametrize(
-    ("make", "inputs"), [(ranking, RANKS), (accuracy, ANSWERS), (overlap, TEXTS)]
+    ("make", "inputs"),
+    [(ranking, RANKS), (accuracy, ANSWERS), (error, ANSWERS), (overlap, TEXTS)],
 )
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
@@ -75,6 +81,14 @@ def test_ranks_below_one_are_refused():
 def test_answers_without_their_targets_are_refused():
     with pytest.raises(ValueError):
         Accuracy.from_answers([1, 2], [1])
+
+
+@given(st.lists(st.tuples(st.integers(1, 10), st.integers(1, 10)), min_size=1))
+def test_rating_error_is_that_of_numpy(pairs):
+    said, given = np.array(pairs).T / 2
+    found = RatingError.from_ratings(said.tolist(), given.tolist()).compute()
+    assert found["mae"] == pytest.approx(np.abs(said - given).mean())
+    assert found["rmse"] == pytest.approx(np.sqrt(np.square(said - given).mean()))
 
 
 def test_accuracy_is_the_share_of_equal_answers():

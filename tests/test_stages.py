@@ -13,10 +13,12 @@ from user_llm import stages
 from user_llm.config import (
     CrossAttentionConfig,
     DecoderConfig,
+    FinetuneConfig,
     LanguageModelConfig,
     LoRAConfig,
     MeshConfig,
-    StageConfig,
+    PretrainConfig,
+    WarmupConfig,
 )
 from user_llm.evaluation import report
 from user_llm.evaluation.evaluate import evaluate
@@ -132,7 +134,7 @@ def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, dat
     model = LanguageModelConfig(weights=str(folder), architecture=narrow)
     system = {"fusion": fusion, "strategy": "lora", "lora": LoRAConfig(rank=2, targets=("*",))}
     system["cross_attention"] = CrossAttentionConfig(every=1, heads=1)
-    idle = {"warmup": StageConfig(steps=0), "language_model": model}
+    idle = {"warmup": WarmupConfig(steps=0), "language_model": model}
     run = start(experiment(system, tasks=TASKS).model_copy(update=idle))
     shutil.rmtree(tmp_path / "warmup")  # of another decoder
     run.check_language_model()
@@ -144,6 +146,26 @@ def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, dat
     wide = {name for name, x in found.items() if x.dtype.name == "float32"}
     assert wide == found.keys() - read.keys()
     assert all(np.any(found[name]) for name in wide if name.endswith("lora_b"))
+
+
+def test_a_language_model_comes_from_another_run(base, start):
+    model = base.experiment.language_model.model_copy(
+        update={"from_run": str(base.folder), "held_out": 0.2}
+    )
+    alone = {"pretrain": PretrainConfig(steps=0), "finetune": FinetuneConfig(steps=0)}
+    of = experiment({"streams": ()}).model_copy(
+        update={"language_model": model, "warmup": WarmupConfig(steps=0), **alone}
+    )
+    run = Run(of, base.folder.parent / "other", base.data_dir)
+    run.mesh = base.mesh
+    run.check_language_model()
+    assert all(same(stages.warmup(run)["decoder"], stages.warmup(base)["decoder"]))
+    assert run.tokenizer.prompts(["The next film: x"]) == base.tokenizer.prompts(
+        ["The next film: x"]
+    )
+    rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
+    assert rows.keys() == {"oracle", "popularity", "language_model"}
+    assert 0 < rows["language_model"]["test/text/bits_per_byte"] < 9
 
 
 def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch):

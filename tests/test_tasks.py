@@ -13,12 +13,15 @@ from user_llm.data.features import KNOWN
 from user_llm.data.tasks import (
     TASKS,
     FavoriteCategory,
+    FutureFavorite,
     NextItem,
     Question,
+    RatingPrediction,
     ReviewGeneration,
     corpus,
     history_text,
     practice,
+    summary_text,
 )
 
 EVENTS = 40
@@ -33,7 +36,7 @@ def test_next_item_asks_for_the_title_of_the_target(data):
     task = NextItem(data, noun="book")
     assert task.ask(np.arange(3), 3) == Question("The next book:", timelines_made.title(3))
     assert NextItem(data).ask(np.arange(0), 39).prompt == "The next film:"
-    assert all(task.fits(event) for event in range(EVENTS))
+    assert task.fits(np.arange(EVENTS)).all()
     assert task.candidates() == tuple(timelines_made.title(i) for i in range(EVENTS))
 
 
@@ -66,19 +69,56 @@ def test_the_favorite_does_not_depend_on_the_target(data):
     assert len({task.ask(np.arange(7), target) for target in range(7, EVENTS)}) == 1
 
 
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=5), st.integers(0, 9))
+def test_a_future_favorite_is_that_of_the_next_events_where_they_are_known(lengths, hidden):
+    data = timelines_made.dataset(timelines_made.lengths_to_items(lengths))
+    stops = np.maximum(data.offsets[1:] - hidden, data.offsets[:-1])
+    task = FutureFavorite(data, stops=stops)
+    events = np.arange(len(data.item))
+    for target, fits in zip(events.tolist(), task.fits(events).tolist(), strict=True):
+        user = np.flatnonzero(data.offsets[:-1] <= target)[-1]
+        assert fits == (target + 10 <= stops[user])
+        if fits:
+            said = task.ask(np.arange(data.offsets[user], target), target)
+            assert said.answer == FavoriteCategory(data).favorite(events[target : target + 10])
+
+
+def test_rating_prediction_asks_for_the_stars_of_the_target(data):
+    task = RatingPrediction(data)
+    assert task.ask(np.arange(4), 4) == Question("The stars for Film 4 of many:", "5")
+    assert task.candidates() == ("1", "2", "3", "4", "5")
+    unrated = replace(data, ratings=np.where(np.arange(EVENTS) % 2, np.nan, 3.5))
+    np.testing.assert_array_equal(
+        RatingPrediction(unrated).fits(np.arange(EVENTS)), np.arange(EVENTS) % 2 == 0
+    )
+    assert RatingPrediction(unrated).candidates() == ("3.5",)
+
+
+def test_a_summary_counts_and_names_the_newest(data):
+    assert summary_text(data, np.arange(1, 6)) == (
+        "5 seen; mostly Drama 2, Comedy 2, Action 2; 3.0 stars on average; "
+        "lately Film 3 of many, Film 4 of many, Film 5 of many\n"
+    )
+    bare = replace(data, ratings=None)
+    assert summary_text(bare, np.array([0])) == "1 seen; lately Film 0 of many\n"
+    assert summary_text(data, np.arange(0)) == ""
+
+
 def test_review_generation_gives_title_and_stars_and_asks_for_the_words(data):
     task = ReviewGeneration(data)
     assert task.ask(np.arange(4), 4) == Question(
         "Review of Film 4 of many (5 stars):", "note 4 ends"
     )
-    assert [task.fits(event) for event in range(7)] == [bool(event % 3) for event in range(7)]
+    np.testing.assert_array_equal(task.fits(np.arange(EVENTS)), np.arange(EVENTS) % 3 > 0)
     assert task.candidates() == ()
 
 
 def test_a_data_set_without_reviews_fits_no_review():
     data = timelines_made.dataset([[0, 1, 2]])
     bare = replace(data, reviews=None, ratings=None)
-    assert not any(ReviewGeneration(bare).fits(event) for event in range(3))
+    assert not ReviewGeneration(bare).fits(np.arange(3)).any()
+    assert not RatingPrediction(bare).fits(np.arange(3)).any()
+    assert RatingPrediction(bare).candidates() == ()
     assert (
         history_text(bare, np.array([1, 2]))
         == "Film 1 of many (Drama)\nFilm 2 of many (Comedy, Drama)\n"

@@ -22,7 +22,13 @@ Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt"]
-Task = Literal["next_item", "favorite_category", "review_generation"]
+Task = Literal[
+    "next_item",
+    "favorite_category",
+    "future_favorite_category",
+    "rating_prediction",
+    "review_generation",
+]
 
 
 class MeshConfig(Config):
@@ -264,10 +270,25 @@ class DecoderConfig(Config):
 
 
 class LanguageModelConfig(Config):
-    """The decoder: weights in Hugging Face layout, or an architecture to initialise."""
+    """The decoder: weights in Hugging Face layout, another run's, or an architecture to initialise.
 
-    weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute; empty: random weights
-    architecture: DecoderConfig = DecoderConfig()  # with `weights`, only its dtypes are read
+    Its warm-up reads what the run's data set and the `corpora` say in words.
+    """
+
+    weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute
+    from_run: str = ""  # the folder of a run whose warmed-up language model this is
+    architecture: DecoderConfig = DecoderConfig()  # with the others, only its dtypes are read
+    corpora: tuple[DataConfig, ...] = ()  # further data sets, of them the training events
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the texts that only judges
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if self.weights and self.from_run:
+            raise ValueError(
+                f"language_model.weights={self.weights} and from_run={self.from_run} are two "
+                "origins of one language model; name one of them"
+            )
+        return self
 
 
 class SystemConfig(Config):
@@ -280,6 +301,7 @@ class SystemConfig(Config):
     lora: LoRAConfig = LoRAConfig()
     strategy: Strategy = "full"
     text_history: NonNegativeInt = 0  # events of the history written into the prompt
+    text_summary: bool = False  # a summary of the history is written there, before those events
 
 
 class OptimConfig(Config):
@@ -330,6 +352,12 @@ class ObjectiveConfig(Config):
     weights: dict[str, float] = {}  # by feature; 1 where none is given
 
 
+class WarmupConfig(StageConfig):
+    """The stage in which the decoder learns words."""
+
+    tokens: NonNegativeInt = 0  # of a row; 0: as many as fine-tuning's have at most
+
+
 class PretrainConfig(StageConfig):
     """The stage in which the encoder learns users."""
 
@@ -373,10 +401,19 @@ class Experiment(Config):
     language_model: LanguageModelConfig = LanguageModelConfig()
     system: SystemConfig = SystemConfig()
     pretrain: PretrainConfig = PretrainConfig()
-    warmup: StageConfig = StageConfig()
+    warmup: WarmupConfig = WarmupConfig()
     align: StageConfig = StageConfig(steps=0)  # from a pointed-out item to its name; see `stages`
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _unseen_futures(self):
+        if "future_favorite_category" in self.finetune.tasks and not self.data.held_out_users:
+            raise ValueError(
+                "finetune.tasks has future_favorite_category, which asks users whom training never "
+                "saw about many of their events; set data.held_out_users to their share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_encoder(self):
@@ -392,7 +429,7 @@ def encoder_only(**parts: Any) -> Experiment:
     """An experiment that ends with its encoder: no language model is trained or asked."""
     return Experiment(
         system=SystemConfig(streams=()),
-        warmup=StageConfig(steps=0),
+        warmup=WarmupConfig(steps=0),
         finetune=FinetuneConfig(steps=0),
         evaluation=EvaluationConfig(baselines=()),
         **parts,

@@ -18,6 +18,7 @@ from user_llm.config import (
     PretrainConfig,
     StageConfig,
     SystemConfig,
+    WarmupConfig,
 )
 
 NEXT = """
@@ -68,7 +69,7 @@ def config() -> Experiment:
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
             validate_every=100,
         ),
-        warmup=StageConfig(
+        warmup=WarmupConfig(
             steps=120,
             batch_size=32,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),

@@ -2,13 +2,15 @@
 
 import json
 import os
+import zlib
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from user_llm.config import DecoderConfig, Experiment, SystemConfig
+from user_llm.config import DataConfig, DecoderConfig, Experiment, SystemConfig
 from user_llm.data import timelines
 from user_llm.data.builders import build
 from user_llm.data.dataset import Dataset, load
@@ -18,6 +20,8 @@ from user_llm.huggingface import check_decoder, decoder_config
 from user_llm.models.encoders import ENCODERS, Encoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
+
+REVIEWED = 100_000  # events of a data set whose reviews a language model reads at most
 
 
 def data_path(path: str) -> Path:
@@ -31,6 +35,13 @@ def data_path(path: str) -> Path:
     if not (root := os.environ.get("USER_LLM_DATA")):
         raise ValueError(f"{path} is looked for below $USER_LLM_DATA, which is not set; export it")
     return Path(root, path)
+
+
+class Texts(NamedTuple):
+    """What data sets say in words."""
+
+    training: list[str]
+    held_out: list[str]  # to judge language models by
 
 
 class Run:
@@ -86,28 +97,16 @@ class Run:
     @cached_property
     def data_folder(self) -> Path:
         """Where the built data set lies; it is built now unless it is there."""
-        data = self.experiment.data
-        options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
-        source = data_path(data.source) if data.source else None
-        return build(
-            data.name, source=source, data_dir=self.data_dir, version=data.version, **options
-        )
+        return built(self.experiment.data, self.data_dir)
 
     @cached_property
     def dataset(self) -> Dataset:
-        data = self.experiment.data
-        return load(
-            self.data_folder,
-            features=data.features,
-            first_users=data.first_users,
-            min_count=data.fewest,
-            clock=self.experiment.encoder.reads_clock,
-        )
+        clock = self.experiment.encoder.reads_clock
+        return opened(self.experiment.data, self.data_folder, clock=clock)
 
     @cached_property
     def split(self) -> timelines.Split:
-        data = self.dataset
-        return timelines.split(self.experiment.data, data.offsets, data.times, data.item)
+        return split(self.experiment.data, self.dataset)
 
     @cached_property
     def training(self) -> tuple[Dataset, np.ndarray]:
@@ -124,28 +123,56 @@ class Run:
     @cached_property
     def training_events(self) -> np.ndarray:
         """All events that training may see, first ones of a timeline included."""
-        ranges = zip(self.dataset.offsets, self.split.train_stop, strict=False)
-        events = np.concatenate([np.arange(*r) for r in ranges])
-        return events[~self.split.held_out[events]]
+        return timelines.training_events(self.split, self.dataset.offsets)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """What the run's data set and its language model's `corpora` say in words.
+
+        Of their reviews, those of a sample of the training events. A text's own checksum decides
+        whether it is held out, so that it is so in every run.
+        """
+        model, known = self.experiment.language_model, [(self.dataset, self.training_events)]
+        for data in model.corpora:
+            other = opened(data, built(data, self.data_dir))
+            known.append((other, timelines.training_events(split(data, other), other.offsets)))
+        found = (corpus(data, timelines.sample(events, REVIEWED)) for data, events in known)
+        texts: dict[bool, list[str]] = {False: [], True: []}
+        for text in dict.fromkeys(text for some in found for text in some):
+            texts[zlib.crc32(text.encode()) < model.held_out * 2**32].append(text)
+        return Texts(texts[False], texts[True])
+
+    @property
+    def language_model_run(self) -> "Run | None":
+        """The run whose warmed-up language model this one's is.
+
+        Raises:
+          ValueError: it is not there.
+        """
+        folder = self.experiment.language_model.from_run
+        return Run.open(Path(folder), self.data_dir) if folder else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The pre-trained decoder's own, or one learned from the training texts."""
         model = self.experiment.language_model
+        if lender := self.language_model_run:
+            return lender.tokenizer
         if model.weights:
             return Tokenizer.load(data_path(model.weights))
         folder = self.folder / "tokenizer"
         if (folder / "tokenizer.json").is_file():
             return Tokenizer.load(folder)
-        texts = corpus(self.dataset, self.training_events)
-        return Tokenizer.train(texts, model.architecture.vocab_size, folder)
+        return Tokenizer.train(self.texts.training, model.architecture.vocab_size, folder)
 
     @cached_property
     def decoder_config(self) -> DecoderConfig:
         model = self.experiment.language_model
+        types = model.architecture.model_dump(include={"dtype", "param_dtype"})
+        if lender := self.language_model_run:
+            return lender.decoder_config.model_copy(update=types)
         if not model.weights:
             return model.architecture
-        types = model.architecture.model_dump(include={"dtype", "param_dtype"})
         return decoder_config(data_path(model.weights)).model_copy(update=types)
 
     def check_language_model(self) -> None:
@@ -207,6 +234,29 @@ class Run:
         return {"trained": seen > 0, **self.dataset.items.features}
 
 
+def built(data: DataConfig, data_dir: Path) -> Path:
+    """Where a data set lies; it is built now unless it is there."""
+    options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
+    source = data_path(data.source) if data.source else None
+    return build(data.name, source=source, data_dir=data_dir, version=data.version, **options)
+
+
+def opened(data: DataConfig, folder: Path, *, clock: bool = False) -> Dataset:
+    """A built data set as its config asks for it."""
+    return load(
+        folder,
+        features=data.features,
+        first_users=data.first_users,
+        min_count=data.fewest,
+        clock=clock,
+    )
+
+
+def split(config: DataConfig, data: Dataset) -> timelines.Split:
+    """A data set's split, as its config asks for it."""
+    return timelines.split(config, data.offsets, data.times, data.item)
+
+
 def refuse_differences(old: dict, new: dict, folder: Path) -> None:
     """Raises a ValueError that names every field in which two experiments differ."""
     if differing := differences(old, new):
@@ -218,13 +268,12 @@ def refuse_differences(old: dict, new: dict, folder: Path) -> None:
 
 def differences(old: dict, new: dict) -> list[str]:
     """Every field in which two configs differ, in words."""
-
-    def flat(tree, path=""):
-        if not isinstance(tree, dict):
-            return {path: tree}
-        return {
-            k: v for n, x in tree.items() for k, v in flat(x, f"{path}.{n}" if path else n).items()
-        }
-
     a, b = flat(old), flat(new)
     return [f"{k}: {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k)]
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """A config's values by their dotted names."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for n, x in tree.items() for k, v in flat(x, f"{path}.{n}" if path else n).items()}

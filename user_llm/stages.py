@@ -3,7 +3,8 @@
 Each stage returns its parameters, and goes on where it was interrupted.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from flax import nnx
 from user_llm.config import StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
-from user_llm.data.tasks import TASKS, NextItem, Task, corpus, practice
+from user_llm.data.tasks import TASKS, NextItem, Task, practice
+from user_llm.data.timelines import sample
 from user_llm.evaluation import records
+from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.huggingface import load_decoder
 from user_llm.inference.recommend import Recommender
-from user_llm.models.user_llm import trained
+from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, data_path, differences
 from user_llm.sharding import batch_sharding, replicated
 from user_llm.training import grow, losses
@@ -130,31 +133,45 @@ def recommender(run: Run) -> Recommender:
 def warmup(run: Run) -> Params:
     """The decoder, taught the catalogue's and the domain's words before it meets users."""
     data, tokenizer, config = run.dataset, run.tokenizer, run.experiment.warmup
-    asked = practice(list(tasks(run)), data, run.training_events, run.experiment.seed)
+    asked = practice(
+        list(tasks(run, stops=run.split.train_stop)), data, run.training_events, run.experiment.seed
+    )
     prompts = tokenizer.prompts([question.prompt for question in asked])
     answers = tokenizer.answers([question.answer for question in asked])
     documents = [p + a for p, a in zip(prompts, answers, strict=True)]
-    documents += [[*ids, tokenizer.eos] for ids in tokenizer.prompts(texts(run))]
-    source = pipeline.Documents(documents, run.experiment.finetune.max_tokens)
+    documents += [[*ids, tokenizer.eos] for ids in tokenizer.prompts(run.texts.training)]
+    source = pipeline.Documents(documents, config.tokens or run.experiment.finetune.max_tokens)
+    make_model = run.make_model(SystemConfig(streams=()))
 
     def given(random: Params) -> Params:
+        if lender := run.language_model_run:
+            return {"decoder": warmup(lender)["decoder"]}
         weights = run.experiment.language_model.weights
         return {"decoder": load_decoder(data_path(weights), random["decoder"])} if weights else {}
 
     stage = Stage(
         config=config,
-        make_model=run.make_model(SystemConfig(streams=())),
+        make_model=make_model,
         loss=losses.answer,
         batches=batches(run, source, config),
         given=given,
+        validate=text_validation(run, make_model),
     )
     return train(run, stage, "warmup")
 
 
-def texts(run: Run) -> list[str]:
-    """The domain's texts: all about the items, and reviews of a sample of the training events."""
-    events = sample(run.training_events, 10_000)
-    return corpus(run.dataset, events)
+def text_validation(run: Run, make_model: Callable[..., UserLLM]):
+    """A function of parameters: the mean log-likelihood of a token of the held-out texts.
+
+    None where no text is held out.
+    """
+    if (foretell := foreteller(run, make_model)) is None:
+        return None
+
+    def validate(params: Params) -> dict[str, float]:
+        return {"validation/log_likelihood": -math.log(foretell(params["decoder"])["perplexity"])}
+
+    return validate
 
 
 def align(run: Run) -> Params:
@@ -208,8 +225,15 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
 
 
 def answer_validation(run: Run, name: str):
-    """A function of parameters: the mean log-likelihood of a token of a validation answer."""
-    source = examples(run, name, sample(run.split.validation, ANSWERED))
+    """A function of parameters: the mean log-likelihood of a token of a validation answer.
+
+    None where no task asks of a validation target.
+    """
+    targets = run.split.validation
+    targets = sample(targets[fitting(tasks(run), targets)], ANSWERED)
+    if not len(targets):
+        return None
+    source = examples(run, name, targets)
     size = run.experiment.finetune.batch_size
     graphdef = nnx.graphdef(
         nnx.eval_shape(lambda: run.make_model(run.systems[name])(rngs=nnx.Rngs(0)))
@@ -238,10 +262,12 @@ def moves(make_model, system: SystemConfig) -> bool:
     return bool(jax.tree.leaves(nnx.state(model, trained(system.strategy))))
 
 
-def tasks(run: Run, data: Dataset | None = None) -> dict[Task, float]:
-    """The experiment's tasks with their shares."""
-    data = data or run.dataset
-    return {TASKS[name](data): share for name, share in run.experiment.finetune.tasks.items()}
+def tasks(
+    run: Run, data: Dataset | None = None, stops: np.ndarray | None = None
+) -> dict[Task, float]:
+    """The experiment's tasks with their shares; `data` and `stops` are what they know."""
+    shares = run.experiment.finetune.tasks
+    return {TASKS[name](data or run.dataset, stops=stops): x for name, x in shares.items()}
 
 
 def examples(
@@ -254,7 +280,8 @@ def examples(
     history: int | None = None,
 ) -> pipeline.Examples:
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
-    config, told = run.experiment.finetune, run.systems[name].text_history
+    config, system = run.experiment.finetune, run.systems[name]
+    told = system.text_history or system.text_summary
     return pipeline.Examples(
         data or run.dataset,
         targets,
@@ -262,7 +289,8 @@ def examples(
         run.tokenizer,
         history=history or config.history,
         max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
-        text_history=told,
+        text_history=system.text_history,
+        text_summary=system.text_summary,
     )
 
 
@@ -271,18 +299,18 @@ def training_examples(
 ) -> pipeline.Examples:
     """The same about every training event that has another before it; of all tasks, or `only` one.
 
-    Held-out items are in no history and no answer.
+    Held-out items are in no history and no answer. Events of which no task asks are left out.
     """
     data, stops = run.training
     targets = timelines.training_targets(stops, data.offsets)
-    asked = {only(data): 1.0} if only else None
+    asked = {only(data, stops=stops): 1.0} if only else tasks(run, data, stops)
+    targets = targets[fitting(asked, targets)]
     return examples(run, name, targets, data=data, asked=asked, history=history)
 
 
-def sample(indices: np.ndarray, size: int) -> np.ndarray:
-    """At most `size` of the indices, always the same ones, in their order."""
-    chosen = np.random.default_rng(0).permutation(len(indices))[:size]
-    return indices[np.sort(chosen)]
+def fitting(asked: Iterable[Task], targets: np.ndarray) -> np.ndarray:
+    """Of which of these events any of the tasks asks."""
+    return np.any([task.fits(targets) for task in asked], axis=0)
 
 
 def batches(run: Run, source: pipeline.Source, config: StageConfig):

@@ -21,6 +21,7 @@ from user_llm.config import (
     PerceiverConfig,
     StageConfig,
     SystemConfig,
+    WarmupConfig,
 )
 
 
@@ -35,7 +36,7 @@ def config() -> Experiment:
                 perceiver=PerceiverConfig(latents=0),  # one memory token per event
                 cross_attention=CrossAttentionConfig(every=1, heads=6, gate=0.5),
             ),
-            "warmup": StageConfig(
+            "warmup": WarmupConfig(
                 steps=350,
                 batch_size=64,
                 optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20),

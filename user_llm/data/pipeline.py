@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from user_llm.data.dataset import Dataset, gather
-from user_llm.data.tasks import Question, Task, history_text
+from user_llm.data.tasks import Question, Task, history_text, summary_text
 from user_llm.data.text import Tokenizer, join, pad
 from user_llm.data.timelines import histories, spread
 from user_llm.sharding import batch_sharding, replicated
@@ -99,11 +99,12 @@ class Examples:
     """A timeline, a question about its next event, and the answer.
 
     Args:
-      targets: event indices; each is an example, its history the events before it.
+      targets: event indices, of each of which some task asks; its history is the events before it.
       tasks: with the share of the examples that each gets.
       history: events that the timeline shows at most.
       max_tokens: of a row at most; fewer where 99% of a sample of the examples need fewer.
       text_history: events of it that the prompt spells out.
+      text_summary: whether the prompt begins with a summary of it.
     """
 
     def __init__(
@@ -116,11 +117,13 @@ class Examples:
         history: int,
         max_tokens: int,
         text_history: int = 0,
+        text_summary: bool = False,
     ):
         self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
         self.tasks, shares = list(tasks), np.array(list(tasks.values()))
         self.shares = np.cumsum(shares / shares.sum())
-        self.history, self.limit, self.text_history = history, max_tokens, text_history
+        self.history, self.limit = history, max_tokens
+        self.text_history, self.text_summary = text_history, text_summary
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -155,11 +158,14 @@ class Examples:
         question = task.ask(events, target)
         told = events[len(events) - min(len(events), self.text_history) :]
         reviews = task.name == "review_generation"
-        return question._replace(prompt=history_text(self.dataset, told, reviews) + question.prompt)
+        before = summary_text(self.dataset, events) if self.text_summary else ""
+        before += history_text(self.dataset, told, reviews)
+        return question._replace(prompt=before + question.prompt)
 
     def _draw(self, target: int, seed: int) -> Task:
-        task = self.tasks[np.searchsorted(self.shares, np.random.default_rng(seed).random())]
-        return task if task.fits(target) else next(t for t in self.tasks if t.fits(target))
+        drawn = np.searchsorted(self.shares, np.random.default_rng(seed).random())
+        event = np.array([target])
+        return next(t for t in [self.tasks[drawn], *self.tasks] if t.fits(event)[0])
 
 
 class Hinted:

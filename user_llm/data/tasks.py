@@ -1,22 +1,24 @@
 """Tasks: what is asked of a user's timeline, in words, and what would be right.
 
-A task sees the history and the target event of an example, and no event after them.
+A task sees the history of an example and, for the answer, `horizon` events from its target on.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from user_llm.config import Task as TaskName
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
+from user_llm.data.timelines import user_of
 
 Indices = Int[np.ndarray, " T"]
 PRACTICE = 10_000  # events that a warm-up asks about at most
+SUMMED = 3  # categories and events that a summary names
 
 
 class Question(NamedTuple):
@@ -27,20 +29,29 @@ class Question(NamedTuple):
 
 
 class Task(ABC):
-    """One kind of question. `noun` is what an item is called."""
+    """One kind of question.
+
+    Args:
+      noun: what an item is called.
+      stops: the event at which each user's answers must end, [U]; by default the timelines' ends.
+    """
 
     name: TaskName
+    horizon: ClassVar[int] = 1  # events that an answer is about, the target and those after it
 
-    def __init__(self, dataset: Dataset, noun: str = "film"):
+    def __init__(
+        self, dataset: Dataset, noun: str = "film", stops: Int[np.ndarray, " U"] | None = None
+    ):
         self.dataset, self.noun = dataset, noun
+        self.stops = dataset.offsets[1:] if stops is None else stops
 
     @abstractmethod
     def ask(self, history: Indices, target: int) -> Question:
         """The question about the event that follows the history (event indices, oldest first)."""
 
-    def fits(self, target: int) -> bool:
-        """Whether the target event has what the task asks for."""
-        return True
+    def fits(self, targets: Indices) -> Bool[np.ndarray, " T"]:
+        """Which of these events have what the task asks for."""
+        return targets + self.horizon <= self.stops[user_of(targets, self.dataset.offsets)]
 
     def candidates(self) -> tuple[str, ...]:
         """All possible answers, where they can be listed."""
@@ -73,7 +84,11 @@ class FavoriteCategory(Task):
 
     def favorite(self, history: Indices) -> str:
         """The label; empty for a history without categories."""
-        genres = [self.dataset.items.genres[i] for i in self.dataset.item[history]]
+        return self.most_frequent(self.dataset.item[history].tolist())
+
+    def most_frequent(self, items: Sequence[int]) -> str:
+        """The same of encoded items."""
+        genres = [self.dataset.items.genres[i] for i in items]
         counts = Counter(genre for event in genres for genre in event)
         last = {genre: position for position, event in enumerate(genres) for genre in event}
         return max(counts, key=lambda genre: (counts[genre], last[genre]), default="")
@@ -82,31 +97,70 @@ class FavoriteCategory(Task):
         return tuple(sorted({g for event in self.dataset.items.genres for g in event}))
 
 
+class FutureFavorite(FavoriteCategory):
+    """The most frequent category of the events to come, of which the history is silent."""
+
+    name: TaskName = "future_favorite_category"
+    horizon = 10
+
+    def ask(self, history: Indices, target: int) -> Question:
+        coming = np.arange(target, target + self.horizon)
+        return Question("The favorite genre to come:", self.favorite(coming))
+
+
+class RatingPrediction(Task):
+    """The stars that the user will give the next item, whose title is given."""
+
+    name: TaskName = "rating_prediction"
+
+    def fits(self, targets: Indices) -> Bool[np.ndarray, " T"]:
+        ratings = self.dataset.ratings
+        rated = np.zeros(len(targets), bool) if ratings is None else ~np.isnan(ratings[targets])
+        return rated & super().fits(targets)
+
+    def ask(self, history: Indices, target: int) -> Question:
+        title = self.dataset.items.titles[self.dataset.item[target]]
+        return Question(f"The stars for {title}:", stars(self.dataset, target))
+
+    def candidates(self) -> tuple[str, ...]:
+        ratings = self.dataset.ratings
+        return () if ratings is None else tuple(f"{x:g}" for x in np.unique(ratings) if x == x)
+
+
 class ReviewGeneration(Task):
     """The text of the user's review of the next item, whose title and rating are given."""
 
     name: TaskName = "review_generation"
 
-    def fits(self, target: int) -> bool:
-        return bool(self.dataset.review(target))
+    def fits(self, targets: Indices) -> Bool[np.ndarray, " T"]:
+        written = [bool(self.dataset.review(target)) for target in targets.tolist()]
+        return np.array(written, bool) & super().fits(targets)
 
     def ask(self, history: Indices, target: int) -> Question:
         data = self.dataset
-        stars = "" if data.ratings is None else f" ({data.ratings[target]:g} stars)"
+        given = "" if data.ratings is None else f" ({stars(data, target)} stars)"
         title = data.items.titles[data.item[target]]
-        return Question(f"Review of {title}{stars}:", data.review(target))
+        return Question(f"Review of {title}{given}:", data.review(target))
 
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (NextItem, FavoriteCategory, ReviewGeneration)
+    task.name: task
+    for task in (NextItem, FavoriteCategory, FutureFavorite, RatingPrediction, ReviewGeneration)
 }
+
+
+def stars(dataset: Dataset, event: int) -> str:
+    """An event's rating as it is written."""
+    return "" if dataset.ratings is None else f"{dataset.ratings[event]:g}"
 
 
 def corpus(dataset: Dataset, events: Indices) -> list[str]:
     """What the catalogue and these events say in words: titles, genres, plots, reviews."""
     items = dataset.items
-    named = zip(items.titles[KNOWN:], items.genres[KNOWN:], items.texts[KNOWN:], strict=True)
-    texts = [f"{title} ({', '.join(genres)}) {text}".strip() for title, genres, text in named]
+    told = zip(items.titles[KNOWN:], items.genres[KNOWN:], items.texts[KNOWN:], strict=True)
+    texts = [
+        f"{title} ({', '.join(genres)}) {text}".strip() for title, genres, text in told if title
+    ]
     return texts + [review for event in events.tolist() if (review := dataset.review(event))]
 
 
@@ -119,8 +173,8 @@ def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int
     rng = np.random.default_rng(seed)
     questions = []
     for task in tasks:
-        drawn = rng.permutation(events)[:PRACTICE].tolist()
-        fitting = [event for event in drawn if task.fits(event)]
+        drawn = rng.permutation(events)[:PRACTICE]
+        fitting = drawn[task.fits(drawn)].tolist()
         asked = [task.ask(np.array([event]), event) for event in fitting]
         if asked:
             listed = [Question(asked[0].prompt, answer) for answer in task.candidates()]
@@ -135,8 +189,25 @@ def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> s
         item = dataset.item[event]
         facts = list(dataset.items.genres[item])
         if dataset.ratings is not None:
-            facts.append(f"{dataset.ratings[event]:g}")
+            facts.append(stars(dataset, event))
         line = f"{dataset.items.titles[item]} ({', '.join(facts)})"
         review = dataset.review(event) if reviews else ""
         lines.append(f"{line}: {review}" if review else line)
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def summary_text(dataset: Dataset, history: Indices) -> str:
+    """The history as a summary gives it: how many events, the main categories, the newest titles.
+
+    The paper's baseline has a language model write it (arXiv 2402.13598).
+    """
+    if not len(history):
+        return ""
+    items = dataset.item[history]
+    counts = Counter(genre for item in items for genre in dataset.items.genres[item])
+    main = ", ".join(f"{genre} {count}" for genre, count in counts.most_common(SUMMED))
+    newest = ", ".join(dataset.items.titles[item] for item in items[-SUMMED:])
+    parts = [f"{len(history)} seen", main and f"mostly {main}"]
+    if dataset.ratings is not None:
+        parts.append(f"{np.nanmean(dataset.ratings[history]):.1f} stars on average")
+    return "; ".join([*filter(None, parts), f"lately {newest}"]) + "\n"

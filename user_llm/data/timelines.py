@@ -89,12 +89,24 @@ def histories(targets: Indices, offsets: Indices, size: int) -> Indices:
     return np.where(events < targets[:, None], events, -1)
 
 
+def training_events(split: Split, offsets: Indices) -> Indices:
+    """All events that training may see, first ones of a timeline included."""
+    events = np.concatenate([np.arange(*r) for r in zip(offsets, split.train_stop, strict=False)])
+    return events[~split.held_out[events]]
+
+
 def training_targets(train_stop: Indices, offsets: Indices) -> Indices:
     """Every training event that has another before it."""
     start = offsets[:-1] + 1
     counts = np.maximum(train_stop - start, 0)
     first = np.cumsum(counts) - counts
     return np.repeat(start - first, counts) + np.arange(counts.sum())
+
+
+def sample(events: Indices, size: int) -> Indices:
+    """At most `size` of the events, always the same ones, in their order."""
+    chosen = np.random.default_rng(0).permutation(len(events))[:size]
+    return events[np.sort(chosen)]
 
 
 def windows(starts: Indices, stops: Indices, size: int) -> Indices:

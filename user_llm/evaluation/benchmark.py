@@ -65,7 +65,7 @@ def answers(
     if history > run.experiment.encoder.window or not len(enough):
         return {}
     target = enough[:1]
-    shown = {"history": history, "max_tokens": 1}
+    shown: dict[str, Any] = {"history": history, "max_tokens": 1}
     plain = Examples(run.dataset, target, {task: 1.0}, run.tokenizer, **shown)
     told = Examples(run.dataset, target, {task: 1.0}, run.tokenizer, text_history=history, **shown)
     prompt, text = (

@@ -1,31 +1,56 @@
 """A run's systems and baselines on the test users: one table, and a few users to look at."""
 
 import json
-import logging
 from typing import Any
 
 import numpy as np
 
 from user_llm import stages
+from user_llm.config import SystemConfig
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
-from user_llm.data.tasks import FavoriteCategory, NextItem, Task
+from user_llm.data.tasks import FavoriteCategory, NextItem, RatingPrediction, Task
 from user_llm.data.text import pad
 from user_llm.data.timelines import histories, user_of
-from user_llm.data.world import World
 from user_llm.evaluation import metrics, records
-from user_llm.evaluation.next_item import encoder_ranker, popularity_ranks
+from user_llm.evaluation.baselines import Figures, Groups, answered, ranked
+from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.system import Answers, System
 from user_llm.runs import Run
-
-logger = logging.getLogger(__name__)
+from user_llm.training.loop import Params
 
 SHOWN = 4  # users whose answers the report shows
-Figures = dict[str, float]
 
 
-def judge(run: Run, task: Task, targets: np.ndarray, answers: Answers) -> Figures:
-    """A system's figures on one task."""
+def asked_of(run: Run, targets: np.ndarray) -> Groups:
+    """What every system is asked, by the name of its figures.
+
+    Each task asks about those of the targets that have what it asks for. A task about many events
+    asks users whom training never saw, about their last ones; next items are asked of these too.
+    """
+    data, most = run.dataset, run.experiment.evaluation.users
+    cold = stages.sample(run.split.cold, most or len(run.split.cold))
+    groups: Groups = {}
+    for task in stages.tasks(run):
+        events = targets
+        if task.horizon > 1:
+            events = cold - (task.horizon - 1)
+            events = events[events > data.offsets[user_of(cold, data.offsets)]]
+        groups[task.name] = task, events[task.fits(events)]
+        if isinstance(task, NextItem) and len(cold):
+            groups["cold_users"] = task, cold
+    return {name: asked for name, asked in groups.items() if len(asked[1])}
+
+
+def foretold(run: Run, system: SystemConfig, params: Params) -> Figures:
+    """How well a system's decoder foretells plain text; nothing where no text is held out."""
+    foretell = foreteller(run, run.make_model(system))
+    found = foretell(params["decoder"]) if foretell else {}
+    return {f"test/text/{name}": value for name, value in found.items()}
+
+
+def judge(run: Run, group: str, task: Task, targets: np.ndarray, answers: Answers) -> Figures:
+    """A system's figures on one group."""
     if isinstance(task, NextItem) and answers.choices is not None:
         wanted = run.dataset.item[targets] - KNOWN
         figures = metrics.Ranking.from_lists(answers.choices.tolist(), wanted.tolist())
@@ -33,9 +58,12 @@ def judge(run: Run, task: Task, targets: np.ndarray, answers: Answers) -> Figure
         labels = [label(run, task, target) for target in targets.tolist()]
         if isinstance(task, FavoriteCategory):
             figures = metrics.Accuracy.from_answers(answers.texts, labels)
+        elif isinstance(task, RatingPrediction):
+            said, given = ([float(x) for x in texts] for texts in (answers.texts, labels))
+            figures = metrics.RatingError.from_ratings(said, given)
         else:
             figures = metrics.TextOverlap.from_texts(answers.texts, labels)
-    return {f"test/{task.name}/{name}": value for name, value in figures.compute().items()}
+    return {f"test/{group}/{name}": value for name, value in figures.compute().items()}
 
 
 def label(run: Run, task: Task, target: int) -> str:
@@ -48,24 +76,31 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Every row of the table, written to `evaluation.json` in the run's folder."""
     data, judged = run.dataset, run.experiment.evaluation
     targets = stages.sample(run.split.test, judged.users or len(run.split.test))
-    rows = [{"system": n, "metrics": f} for n, f in ranked(run, targets).items()]
+    figures = ranked(run, targets)
     answers: dict[str, dict[str, Answers]] = {}
     shown: list[dict[str, Any]] = []
-    tasks = list(stages.tasks(run)) if run.experiment.finetune.steps else []
-    for name in run.systems if tasks else ():
+    groups = asked_of(run, targets) if run.experiment.finetune.steps else {}
+    for name in run.systems if groups else ():
         system = System(run, name, stages.finetune(run, name))
-        answers[name] = {task.name: system.answer(task, targets) for task in tasks}
+        answers[name] = {group: system.answer(*asked) for group, asked in groups.items()}
+        figures[name] = foretold(run, run.systems[name], system.params)
         if name == "user_llm" and "shuffled_memory" in judged.baselines:
-            shuffled = np.roll(targets, len(targets) // 2)
             answers["shuffled_memory"] = {
-                t.name: system.answer(t, targets, shuffled) for t in tasks
+                group: system.answer(task, events, np.roll(events, len(events) // 2))
+                for group, (task, events) in groups.items()
             }
             shown = users(run, system, targets[:SHOWN])
-    for name, given in answers.items():
-        figures = {}
-        for task in tasks:
-            figures |= judge(run, task, targets, given[task.name])
-        rows.append({"system": name, "metrics": figures})
+    if run.experiment.language_model.held_out:
+        figures["language_model"] = foretold(run, SystemConfig(streams=()), stages.warmup(run))
+    told = {
+        system: {group: Answers(texts) for group, texts in given.items()}
+        for system, given in answered(run, groups).items()
+    }
+    for name, given in (told | answers).items():
+        own = figures.setdefault(name, {})
+        for group, said in given.items():
+            own |= judge(run, group, *groups[group], said)
+    rows = [{"system": name, "metrics": own} for name, own in figures.items()]
     result = {
         "experiment": run.experiment.name,
         **records.provenance(),
@@ -77,7 +112,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         },
         "rows": rows,
         "users": [
-            user | {"answers": [asked(run, task, answers, i, int(targets[i])) for task in tasks]}
+            user | {"answers": asked(run, groups, answers, int(targets[i]))}
             for i, user in enumerate(shown)
         ],
     }
@@ -88,60 +123,6 @@ def evaluate(run: Run) -> dict[str, Any]:
 def read(run: Run) -> dict[str, Any]:
     """What `evaluate` wrote."""
     return json.loads((run.folder / "evaluation.json").read_text())
-
-
-def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
-    """The rows that rank the catalogue without a language model: encoder, popularity, oracle.
-
-    Beside the targets, which are `next_item`, the users whom training never saw are asked
-    (`cold_users`), and who chose an item that it never saw (`new_items`), where any are held out;
-    and of a run that has grown from another those whom that one knew (`old_users`).
-    """
-    data, most = run.dataset, run.experiment.evaluation.users
-    further = {
-        "new_items": run.split.new_items,
-        "cold_users": run.split.cold,
-        "old_users": old_users(run),
-    }
-    groups = {"next_item": targets}
-    groups |= {n: stages.sample(t, most or len(t)) for n, t in further.items() if len(t)}
-    everyone = np.concatenate(list(groups.values()))
-    ranks = {}
-    if run.experiment.data.name == "world":
-        truth = World(users=run.experiment.data.users, seed=run.experiment.data.seed).ranks()
-        asked = user_of(targets, data.offsets).tolist()
-        ranks["oracle"] = np.array([truth["oracle"][data.users[user]] for user in asked])
-    ranks["popularity"] = popularity_ranks(data, run.training_events, everyone)
-    if run.experiment.pretrain.steps or run.experiment.encoder_from:
-        ranker = encoder_ranker(run.make_encoder, data, everyone, mesh=run.mesh)
-        ranks["encoder"] = ranker(stages.encoder(run))
-    rows = {}
-    for name, found in ranks.items():
-        rows[name], first = {}, 0
-        for group, asked in groups.items():
-            own = found[first : first + len(asked)]  # the oracle knows of the first group alone
-            first += len(asked)
-            figures = metrics.Ranking.from_ranks(own).compute()
-            rows[name] |= {f"test/{group}/{metric}": value for metric, value in figures.items()}
-    return rows
-
-
-def old_users(run: Run) -> np.ndarray:
-    """The test targets of those whom the run that this one has grown from was trained on.
-
-    None if it has not grown, or that run is there no more.
-    """
-    if not run.experiment.grow_from:
-        return np.zeros(0, np.int64)
-    try:
-        old = run.earlier
-    except ValueError as error:
-        logger.warning("its users are not judged apart: %s", error)
-        return np.zeros(0, np.int64)
-    trained = old.split.train_stop > old.dataset.offsets[:-1]
-    known = {user for user, there in zip(old.dataset.users, trained, strict=True) if there}
-    asked = user_of(run.split.test, run.dataset.offsets).tolist()
-    return run.split.test[[run.dataset.users[user] in known for user in asked]]
 
 
 def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]:
@@ -189,17 +170,21 @@ def event(data: Dataset, index: int) -> dict[str, Any]:
 
 
 def asked(
-    run: Run, task: Task, answers: dict[str, dict[str, Answers]], user: int, target: int
-) -> dict[str, Any]:
-    """One question to one user, with what every system said."""
+    run: Run, groups: Groups, answers: dict[str, dict[str, Answers]], target: int
+) -> list[dict[str, Any]]:
+    """What was asked about one event, with what every system said."""
     (events,) = histories(np.array([target]), run.dataset.offsets, run.experiment.finetune.history)
-    question = task.ask(events[events >= 0], target)
-    told: dict[str, Any] = {"task": task.name, "prompt": question.prompt}
-    told["target"] = question.answer
-    told["answers"] = {name: given[task.name].texts[user] for name, given in answers.items()}
-    own = answers["user_llm"][task.name]
-    if own.choices is not None and own.scores is not None:
-        names = task.candidates()
-        ranked = zip(own.choices[user], own.scores[user], strict=True)
-        told["top"] = [[names[i], round(float(score), 3)] for i, score in ranked if i >= 0][:5]
-    return told
+    found = []
+    for group, (task, targets) in groups.items():
+        for place in np.flatnonzero(targets == target).tolist():
+            question = task.ask(events[events >= 0], target)
+            told: dict[str, Any] = {"task": task.name, "prompt": question.prompt}
+            told["target"] = question.answer
+            told["answers"] = {name: given[group].texts[place] for name, given in answers.items()}
+            own = answers["user_llm"][group]
+            if own.choices is not None and own.scores is not None:
+                names = task.candidates()
+                best = zip(own.choices[place], own.scores[place], strict=True)
+                told["top"] = [[names[i], round(float(x), 3)] for i, x in best if i >= 0][:5]
+            found.append(told)
+    return found

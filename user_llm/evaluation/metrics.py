@@ -4,6 +4,7 @@ A metric holds exact sums over the answers seen so far, counts or fractions: mer
 order and grouping, and a mean is taken once, by `compute`, never of means.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -17,6 +18,7 @@ NDCG_DEPTH = 10
 RECALL_DEPTHS = (1, 5, NDCG_DEPTH)
 BLEU_ORDERS = 4  # n-grams of up to four tokens, as in the paper
 MISSING = "–"
+ERRORS = {"mae", "rmse", "perplexity", "bits_per_byte"}  # of which less is better
 BOUNDS = {"oracle"}  # knows what no system can: shown, but no contender
 
 M = TypeVar("M", bound="Metric")
@@ -101,6 +103,30 @@ class Accuracy(Metric):
 
 
 @dataclass(frozen=True)
+class RatingError(Metric):
+    """How far ratings that were said are from those that were given."""
+
+    absolute: Fraction = Fraction(0)
+    squared: Fraction = Fraction(0)
+    count: int = 0
+
+    @staticmethod
+    def from_ratings(answers: Sequence[float], targets: Sequence[float]) -> "RatingError":
+        """The metric of ratings and of what each should have been."""
+        off = [abs(Fraction(a) - Fraction(t)) for a, t in zip(answers, targets, strict=True)]
+        return RatingError(sum(off, Fraction(0)), sum((x * x for x in off), Fraction(0)), len(off))
+
+    def compute(self) -> dict[str, float]:
+        """`mae` and `rmse`, in stars."""
+        if not self.count:
+            return {}
+        return {
+            "mae": float(self.absolute / self.count),
+            "rmse": math.sqrt(self.squared / self.count),
+        }
+
+
+@dataclass(frozen=True)
 class TextOverlap(Metric):
     """How much of the wanted text was written: mean ROUGE F1 and corpus BLEU.
 
@@ -179,9 +205,14 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def best(rows: Sequence[Mapping[str, Any]], key: str) -> int | float | None:
-    """The highest value that any contender reaches; None where none has one."""
+    """The best value that any contender reaches; None where none has one."""
     found = [r["metrics"][key] for r in rows if key in r["metrics"] and r["system"] not in BOUNDS]
-    return max(found, default=None)
+    return (min if is_error(key) else max)(found, default=None)
+
+
+def is_error(key: str) -> bool:
+    """Whether less of that metric is better."""
+    return key.rpartition("/")[2] in ERRORS
 
 
 def spread(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict], list[dict]]:

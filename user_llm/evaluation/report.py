@@ -26,8 +26,10 @@ MEANINGS = {
     "no_context": "the same LLM without the memory",
     "text_prompt": "the same LLM with the history as text in its prompt",
     "shuffled_memory": "the same LLM reads another user’s memory",
+    "language_model": "the LLM before it met users",
     "encoder": "the pre-trained user encoder alone",
-    "popularity": "the most popular items",
+    "popularity": "what is most popular",
+    "past": "the category that the user liked most so far",
     "oracle": "knows the user’s true tastes: a bound",
 }
 STAGES = {
@@ -38,8 +40,12 @@ STAGES = {
 # The metric that stands for a task, and what the model does that it counts.
 CHIEF = {
     "test/next_item": "recall_at_10",
+    "test/cold_users": "recall_at_10",
     "test/favorite_category": "accuracy",
+    "test/future_favorite_category": "accuracy",
+    "test/rating_prediction": "mae",
     "test/review_generation": "rouge_l",
+    "test/text": "bits_per_byte",
 }
 DEEDS = {
     "test/next_item/recall_at_1": "names the next item first",
@@ -155,6 +161,7 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if (value := row["metrics"].get(key)) is None:
             return None
         compared = row["system"] != BASELINE and baseline.get(key, 0) > 0
+        compared &= not metrics.is_error(key)
         return {
             "value": value,
             "best": value == top[key] and row["system"] not in metrics.BOUNDS,
