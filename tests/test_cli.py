@@ -16,11 +16,15 @@ from user_llm.config import DataConfig, Experiment
 
 def config() -> Experiment:
     return Experiment(name="tiny", data=DataConfig(users=7))
+
+def sweep() -> list[Experiment]:
+    return [config()]
 """
 TARGETS = dict(cli.TARGETS)
 COMMANDS = {
     "quickstart": ["quickstart"],
     "run": ["run", "tiny.py"],
+    "sweep": ["sweep", "tiny.py", "--only", "t*"],
     "pretrain": ["pretrain", "tiny.py"],
     "finetune": ["finetune", "tiny.py"],
     "evaluate": ["evaluate", "runs/tiny"],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TARGETS = {
     "quickstart": "user_llm.quickstart:main",
     "run": "user_llm.commands:run",
+    "sweep": "user_llm.commands:sweep",
     "pretrain": "user_llm.commands:run",
     "finetune": "user_llm.commands:run",
     "evaluate": "user_llm.commands:evaluate",
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "config" in options:
             options = _experiment_options(verb, **options)
+        if verb == "sweep":
+            options["experiments"] = load_sweep(options["file"])
         _load(TARGETS[verb])(**options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,24 +57,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_config(path: str) -> "Experiment":
-    """The experiment that the `config()` of a Python file returns.
+    """The experiment that the `config()` of a Python file returns, or that of a run's folder.
 
     Raises:
       ValueError: there is no such file, it has no `config()`, or that returns something else.
     """
     from user_llm.config import Experiment
 
-    spec = spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"{path} is not a Python file; name one with `def config() -> Experiment`")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
-        raise ValueError(f"{path} has no config(); write `def config() -> Experiment` in it")
-    experiment = module.config()
+    if (begun := Path(path, "config.json")).is_file():
+        return Experiment.model_validate_json(begun.read_text())
+    experiment = _returned(path, "config", "Experiment")
     if not isinstance(experiment, Experiment):
         raise ValueError(f"config() in {path} returned {experiment!r}; return an Experiment")
     return experiment
+
+
+def load_sweep(path: str) -> "list[Experiment]":
+    """The experiments that the `sweep()` of a Python file returns.
+
+    Raises:
+      ValueError: there is no such file, it has no `sweep()`, or that returns something else.
+    """
+    from user_llm.config import Experiment
+
+    experiments = _returned(path, "sweep", "list[Experiment]")
+    fine = isinstance(experiments, list) and all(isinstance(x, Experiment) for x in experiments)
+    if not (fine and experiments):
+        raise ValueError(f"sweep() in {path} returned {experiments!r}; return Experiments, a list")
+    return experiments
+
+
+def _returned(path: str, name: str, kind: str) -> Any:
+    """What a function of a Python file returns."""
+    spec = spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f"{path} is not a Python file; name one with `def {name}() -> {kind}`")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(function := getattr(module, name, None)):
+        raise ValueError(f"{path} has no {name}(); write `def {name}() -> {kind}` in it")
+    return function()
 
 
 def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, Any]:
@@ -98,7 +123,8 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         """
         if seeds < 1:
             raise ValueError(f"--seeds {seeds} runs nothing; give 1 or more")
-        folder = Path(run_dir or f"runs/{experiment.name}")
+        begun = config if Path(config).is_dir() else f"runs/{experiment.name}"
+        folder = Path(run_dir or begun)
         own = {"experiment": experiment, "folder": folder, "record": record, "seeds": seeds}
         return own | {"verb": verb, "config": config}
 
@@ -143,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         "finetune": "train its language model on top of the pre-trained encoder",
     }.items():
         sub = add(verb, text)
-        sub.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
+        told = "a file such as configs/quickstart.py, or the folder of a run that was interrupted"
+        sub.add_argument("config", metavar="CONFIG", help=told)
         flags = sub.add_argument(
             "flags",
             nargs=argparse.REMAINDER,
@@ -151,6 +178,21 @@ def _parser() -> argparse.ArgumentParser:
             help=f"`user-llm {verb} CONFIG --help` lists the fields",
         )
         flags.required = False
+
+    sweep = add("sweep", "run a table of experiments, one after the other, into one tidy file")
+    sweep.add_argument("file", metavar="FILE", help="with `def sweep() -> list[Experiment]`")
+    sweep.add_argument(
+        "--run-dir",
+        dest="folder",
+        type=Path,
+        help="where everything is written: runs/<FILE's name>",
+    )
+    sweep.add_argument(
+        "--only", default="*", metavar="PATTERN", help="of the names of the experiments to run"
+    )
+    sweep.add_argument(
+        "--record", action="store_true", help="adds the results to FILE's results.json"
+    )
 
     evaluate = add("evaluate", "score a run's model and its baselines on the test users")
     report = add("report", "write a run's report as one HTML page")

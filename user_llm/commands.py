@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from user_llm import stages
+from user_llm import sweep as sweeps
 from user_llm.config import Experiment
 from user_llm.data import builders, inspect, unseen
 from user_llm.evaluation import (
@@ -52,11 +53,13 @@ def run(
             print(table(*spread([evaluation.read(Run.open(own))["rows"] for own in folders])))
         return
     made = Run(experiment, folder)
-    if verb in ("run", "finetune") and experiment.finetune.steps:
+    if verb in ("run", "finetune") and (experiment.finetune.steps or experiment.warmup.steps):
         made.check_language_model()
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:
         stages.pretrain(made)
+    if verb in ("run", "finetune") and experiment.warmup.steps:
+        stages.warmup(made)
     if verb in ("run", "finetune") and experiment.finetune.steps:
         for name in made.systems:
             stages.finetune(made, name)
@@ -68,6 +71,25 @@ def run(
     write_report(folder)
     if record:
         store(made, config)
+
+
+def sweep(
+    experiments: list[Experiment], file: str, folder: Path | None, only: str, record: bool
+) -> None:
+    """Runs the experiments of a file.
+
+    Raises:
+      ValueError: some failed; they are named.
+    """
+    folder = folder or Path("runs", Path(file).stem)
+    failed = sweeps.sweep(experiments, folder, only)
+    if record:
+        for experiment in experiments:
+            if sweeps.finished(place := sweeps.place(folder, experiment)):
+                store(Run.open(place), file)
+    print(f"results: {folder / sweeps.RESULTS}")
+    if failed:
+        raise ValueError(f"failed: {', '.join(failed)}; what they said stands above")
 
 
 def evaluate(folder: Path) -> None:

@@ -1,0 +1,119 @@
+"""A table of experiments, run one after the other, and what came of them in one tidy file.
+
+Each runs in a process of its own and goes on where it was interrupted. One that fails does not stop
+the others.
+"""
+
+import csv
+import io
+import logging
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from user_llm.config import Experiment
+from user_llm.evaluation import evaluate, records
+from user_llm.runs import Run, flat
+from user_llm.training.loop import PREEMPTED
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.csv"
+
+
+def sweep(experiments: Sequence[Experiment], folder: Path, only: str = "*") -> list[str]:
+    """Runs those experiments whose name fits the pattern `only`; the names of those that failed.
+
+    A run's folder is `folder/NAME/seed-SEED`. After each, `results.csv` in the folder holds what
+    all of the experiments have come to so far.
+
+    Raises:
+      ValueError: two experiments have the same name and seed, a folder holds another one, or none
+        fits the pattern.
+      SystemExit: with code 42 after a SIGTERM, once the run under way is saved.
+    """
+    places = Counter(place(folder, experiment) for experiment in experiments)
+    if twice := [str(path.relative_to(folder)) for path, count in places.items() if count > 1]:
+        raise ValueError(f"experiments of one name and seed: {', '.join(twice)}; rename them")
+    chosen = [experiment for experiment in experiments if fnmatchcase(experiment.name, only)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(experiment.name for experiment in experiments))
+        raise ValueError(f"no experiment's name fits {only!r}; there are {names}")
+    runs = [Run(experiment, place(folder, experiment)) for experiment in chosen]
+    failed = []
+    for nth, run in enumerate(runs):
+        told = f"{run.folder.relative_to(folder)} ({nth + 1} of {len(runs)})"
+        if finished(run.folder):
+            logger.info("%s: there already", told)
+            continue
+        logger.info("%s: running", told)
+        code = child([sys.executable, "-m", "user_llm.cli", "run", str(run.folder)])
+        if code == PREEMPTED:
+            raise SystemExit(PREEMPTED)
+        if code:
+            logger.error("%s: failed with exit code %d", told, code)
+            failed.append(str(run.folder.relative_to(folder)))
+        write(folder, experiments)
+    write(folder, experiments)
+    return failed
+
+
+def place(folder: Path, experiment: Experiment) -> Path:
+    """Where an experiment of a sweep runs."""
+    return folder / experiment.name / f"seed-{experiment.seed}"
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has gone through to its report."""
+    return (folder / "report.html").is_file()
+
+
+def child(command: Sequence[str]) -> int:
+    """The exit code of a process, which gets the SIGTERM that is meant for this one."""
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def write(folder: Path, experiments: Sequence[Experiment]) -> None:
+    """Writes the tidy file: a row for each figure of each system of each finished experiment."""
+    told = list(rows(folder, experiments))
+    text = io.StringIO()
+    if told:
+        table = csv.DictWriter(text, list(told[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(told)
+    records.write_atomically(folder / RESULTS, text.getvalue())
+
+
+def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[dict[str, Any]]:
+    """What the finished experiments have come to, beside every field in which they all differ."""
+    fields = [flat(experiment.model_dump(mode="json")) for experiment in experiments]
+    names = dict.fromkeys(name for own in fields for name in own)
+    varied = [n for n in names if any(own.get(n) != fields[0].get(n) for own in fields)]
+    for experiment, own in zip(experiments, fields, strict=True):
+        if not finished(place(folder, experiment)):
+            continue
+        judged = evaluate.read(Run.open(place(folder, experiment)))
+        differing = {name: own.get(name) for name in varied if name not in ("name", "seed")}
+        for row in judged["rows"]:
+            for metric, value in row["metrics"].items():
+                yield {
+                    "experiment": experiment.name,
+                    "seed": experiment.seed,
+                    "system": row["system"],
+                    "metric": metric,
+                    "value": value,
+                    **differing,
+                    "commit": judged["commit"],
+                    "date": judged["date"],
+                    "device": judged["device"],
+                }
