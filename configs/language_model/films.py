@@ -1,4 +1,4 @@
-"""A decoder of 6.4 M parameters learns the words of films and of what people write of things.
+"""A decoder of 5.1 M parameters learns the words of films and of what people write of things.
 
 USER_LLM_DATA=... user-llm run configs/language_model/films.py --record
 
@@ -36,10 +36,10 @@ def config() -> Experiment:
         system=SystemConfig(streams=()),
         language_model=LanguageModelConfig(
             architecture=DecoderConfig(
-                vocab_size=6144,
+                vocab_size=4096,
                 hidden_size=256,
                 intermediate_size=704,
-                num_hidden_layers=6,
+                num_hidden_layers=5,
                 num_attention_heads=8,
                 num_key_value_heads=8,
                 head_dim=32,
@@ -57,11 +57,11 @@ def config() -> Experiment:
         ),
         pretrain=PretrainConfig(steps=0),
         warmup=WarmupConfig(
-            steps=1200,
+            steps=600,
             batch_size=16,
             tokens=256,
             optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
-            validate_every=200,
+            validate_every=100,
             checkpoint_every=100,
         ),
         finetune=FinetuneConfig(

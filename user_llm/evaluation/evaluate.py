@@ -84,7 +84,8 @@ def evaluate(run: Run) -> dict[str, Any]:
         system = System(run, name, stages.finetune(run, name))
         answers[name] = {group: system.answer(*asked) for group, asked in groups.items()}
         figures[name] = foretold(run, run.systems[name], system.params)
-        if name == "user_llm" and "shuffled_memory" in judged.baselines:
+        remembers = name == "user_llm" and run.systems[name].streams
+        if remembers and "shuffled_memory" in judged.baselines:
             answers["shuffled_memory"] = {
                 group: system.answer(task, events, np.roll(events, len(events) // 2))
                 for group, (task, events) in groups.items()
