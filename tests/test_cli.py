@@ -12,13 +12,13 @@ import pytest
 from user_llm import cli
 
 CONFIG = """
-from user_llm.config import DataConfig, Experiment
+from user_llm.config import DataConfig, Experiment, Sweep
 
 def config() -> Experiment:
     return Experiment(name="tiny", data=DataConfig(users=7))
 
-def sweep() -> list[Experiment]:
-    return [config()]
+def sweep() -> Sweep:
+    return Sweep(experiments=(config(),))
 """
 TARGETS = dict(cli.TARGETS)
 COMMANDS = {

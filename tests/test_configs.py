@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from user_llm.cli import load_config
+from user_llm.cli import load_config, load_sweep
 from user_llm.config import Experiment
 from user_llm.models.user_llm import check
 
@@ -16,6 +16,10 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
 def test_config_says_how_it_is_run_and_survives_json(path):
     header = ast.get_docstring(ast.parse(path.read_text()))
     assert header and "user-llm " in header
-    experiment = load_config(str(path))
-    check(experiment.system)
-    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+    if "def sweep(" in path.read_text():
+        experiments = load_sweep(str(path)).experiments
+    else:
+        experiments = (load_config(str(path)),)
+    for experiment in experiments:
+        check(experiment.system)
+        assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment

@@ -12,7 +12,8 @@ import pytest
 from runs_made import EXPERIMENT
 
 from user_llm import cli, sweep
-from user_llm.config import Experiment
+from user_llm.config import Experiment, FigureConfig, Sweep
+from user_llm.evaluation import comparison
 from user_llm.training.loop import PREEMPTED
 
 
@@ -21,7 +22,15 @@ def named(name, seed=0, **system):
     return EXPERIMENT.model_copy(update={"name": name, "seed": seed, "system": changed})
 
 
-TABLE = [named("a"), named("a", 1), named("b", text_history=10), named("b_soft", text_history=50)]
+TABLE = Sweep(
+    experiments=(
+        *(named("a"), named("a", 1)),
+        *(named("b", text_history=10), named("b_soft", text_history=50)),
+    ),
+    figures=(
+        FigureConfig(title="With more words", against="system.text_history", lines={"words": "b*"}),
+    ),
+)
 
 
 @pytest.fixture
@@ -46,14 +55,14 @@ def ran(monkeypatch):
 
 
 def table(folder):
-    return list(csv.DictReader((folder / sweep.RESULTS).read_text().splitlines()))
+    return list(csv.DictReader((folder / comparison.RESULTS).read_text().splitlines()))
 
 
 def test_experiments_run_in_order_and_once(ran, tmp_path):
     started, _ = ran
-    assert sweep.sweep(TABLE, tmp_path) == []
+    assert sweep.run(TABLE, tmp_path) == []
     assert started == ["a/seed-0", "a/seed-1", "b/seed-0", "b_soft/seed-0"]
-    assert sweep.sweep(TABLE, tmp_path) == []
+    assert sweep.run(TABLE, tmp_path) == []
     assert len(started) == 4
     rows = table(tmp_path)
     assert [(row["experiment"], row["seed"]) for row in rows] == [
@@ -70,10 +79,10 @@ def test_experiments_run_in_order_and_once(ran, tmp_path):
 def test_a_failure_is_named_and_stops_no_other(ran, tmp_path):
     started, codes = ran
     codes["a/seed-1"] = 2
-    assert sweep.sweep(TABLE, tmp_path) == ["a/seed-1"]
+    assert sweep.run(TABLE, tmp_path) == ["a/seed-1"]
     assert len(started) == 4 and len(table(tmp_path)) == 3
     codes.clear()
-    assert sweep.sweep(TABLE, tmp_path) == []
+    assert sweep.run(TABLE, tmp_path) == []
     assert started[4:] == ["a/seed-1"] and len(table(tmp_path)) == 4
 
 
@@ -81,29 +90,34 @@ def test_a_preempted_run_preempts_the_sweep(ran, tmp_path):
     started, codes = ran
     codes["a/seed-1"] = PREEMPTED
     with pytest.raises(SystemExit, match=str(PREEMPTED)):
-        sweep.sweep(TABLE, tmp_path)
+        sweep.run(TABLE, tmp_path)
     assert started == ["a/seed-0", "a/seed-1"] and len(table(tmp_path)) == 1
 
 
 def test_only_some_are_run_and_the_file_keeps_the_others(ran, tmp_path):
     started, _ = ran
-    sweep.sweep(TABLE, tmp_path, "b*")
-    sweep.sweep(TABLE, tmp_path, "a")
+    sweep.run(TABLE, tmp_path, "b*")
+    sweep.run(TABLE, tmp_path, "a")
     assert started == ["b/seed-0", "b_soft/seed-0", "a/seed-0", "a/seed-1"]
     assert len(table(tmp_path)) == 4
     with pytest.raises(ValueError, match="fits 'c'; there are a, b, b_soft"):
-        sweep.sweep(TABLE, tmp_path, "c")
+        sweep.run(TABLE, tmp_path, "c")
 
 
 def test_what_would_collide_is_refused_before_anything_runs(ran, tmp_path):
-    with pytest.raises(ValueError, match="one name and seed: a/seed-0; rename them"):
-        sweep.sweep([*TABLE, named("a", text_history=3)], tmp_path)
-    sweep.sweep(TABLE[:1], tmp_path)
-    with pytest.raises(
-        ValueError, match=r"another experiment \(system.text_history: 0 there, 3 now"
-    ):
-        sweep.sweep([named("z"), named("a", text_history=3)], tmp_path)
-    assert ran[0] == ["a/seed-0"]
+    with pytest.raises(ValueError, match="several experiments a with seed 0; rename them"):
+        Sweep(experiments=(*TABLE.experiments, named("a", text_history=3)))
+    sweep.run(TABLE, tmp_path, "a")
+    other = Sweep(experiments=(named("z"), named("a", text_history=3)))
+    with pytest.raises(ValueError, match="another experiment .system.text_history: 0 there, 3 now"):
+        sweep.run(other, tmp_path)
+    assert ran[0] == ["a/seed-0", "a/seed-1"]
+
+
+def test_a_line_without_experiments_is_refused():
+    figure = FigureConfig(title="None", against="seed", lines={"mine": "c*"})
+    with pytest.raises(ValueError, match="line 'mine' of figure 'None': no experiment's name"):
+        Sweep(experiments=TABLE.experiments, figures=(figure,))
 
 
 def test_a_sigterm_reaches_the_process_under_way():
@@ -124,8 +138,7 @@ def test_a_sigterm_reaches_the_process_under_way():
     ("text", "error"),
     [
         ("", r"has no sweep\(\)"),
-        ("def sweep(): return []", "return Experiments, a list"),
-        ("def sweep(): return [1]", "return Experiments, a list"),
+        ("def sweep(): return [1]", "return a Sweep"),
     ],
 )
 def test_a_file_without_experiments_is_refused(tmp_path, text, error):
@@ -136,18 +149,22 @@ def test_a_file_without_experiments_is_refused(tmp_path, text, error):
 
 
 def test_a_run_goes_on_from_its_folder(ran, tmp_path):
-    sweep.sweep(TABLE[2:3], tmp_path)
-    assert cli.load_config(str(tmp_path / "b" / "seed-0")) == TABLE[2]
+    sweep.run(TABLE, tmp_path, "b")
+    assert cli.load_config(str(tmp_path / "b" / "seed-0")) == TABLE.experiments[2]
 
 
 def test_the_command_runs_a_file_and_says_what_failed(ran, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("from test_sweep import TABLE\ndef sweep(): return TABLE\n")
     assert cli.main(["sweep", "mine.py", "--record"]) == 0
-    assert "runs/mine/results.csv" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "runs/mine/results.csv" in said and "runs/mine/report.html" in said
+    page = Path("runs/mine/report.html").read_text()
+    assert "With more words" in page and ">b soft<" in page
+    assert "next item, recall@10" in Path("runs/mine/figures/1.svg").read_text()
     kept = json.loads(Path("results.json").read_text())
     assert {(record["run"], record["seed"]) for record in kept} == {
-        (f"{x.name}/user_llm", x.seed) for x in TABLE
+        (f"{x.name}/user_llm", x.seed) for x in TABLE.experiments
     }
     ran[1]["b/seed-0"] = 1
     (tmp_path / "runs/mine/b/seed-0/report.html").unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
-    from user_llm.config import Experiment
+    from user_llm.config import Experiment, Sweep
 
 # What each verb calls with its options as keyword arguments.
 TARGETS = {
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "config" in options:
             options = _experiment_options(verb, **options)
         if verb == "sweep":
-            options["experiments"] = load_sweep(options["file"])
+            options["table"] = load_sweep(options["file"])
         _load(TARGETS[verb])(**options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,19 +72,18 @@ def load_config(path: str) -> "Experiment":
     return experiment
 
 
-def load_sweep(path: str) -> "list[Experiment]":
-    """The experiments that the `sweep()` of a Python file returns.
+def load_sweep(path: str) -> "Sweep":
+    """The table of experiments that the `sweep()` of a Python file returns.
 
     Raises:
       ValueError: there is no such file, it has no `sweep()`, or that returns something else.
     """
-    from user_llm.config import Experiment
+    from user_llm.config import Sweep
 
-    experiments = _returned(path, "sweep", "list[Experiment]")
-    fine = isinstance(experiments, list) and all(isinstance(x, Experiment) for x in experiments)
-    if not (fine and experiments):
-        raise ValueError(f"sweep() in {path} returned {experiments!r}; return Experiments, a list")
-    return experiments
+    table = _returned(path, "sweep", "Sweep")
+    if not isinstance(table, Sweep):
+        raise ValueError(f"sweep() in {path} returned {table!r}; return a Sweep")
+    return table
 
 
 def _returned(path: str, name: str, kind: str) -> Any:
@@ -180,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         flags.required = False
 
     sweep = add("sweep", "run a table of experiments, one after the other, into one tidy file")
-    sweep.add_argument("file", metavar="FILE", help="with `def sweep() -> list[Experiment]`")
+    sweep.add_argument("file", metavar="FILE", help="with `def sweep() -> Sweep`")
     sweep.add_argument(
         "--run-dir",
         dest="folder",
@@ -202,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     inference = add("benchmark inference", "time a run's answers", benchmark_verbs)
     rectools = add("benchmark rectools", "train RecTools' encoder beside a run's", benchmark_verbs)
     for sub in (evaluate, report, inference, rectools):
-        sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+        told = "the folder of a run" + (" or of a sweep" if sub is report else "")
+        sub.add_argument("folder", type=Path, metavar="RUN", help=told)
     encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)

@@ -10,11 +10,12 @@ import numpy as np
 
 from user_llm import stages
 from user_llm import sweep as sweeps
-from user_llm.config import Experiment
+from user_llm.config import Experiment, Sweep
 from user_llm.data import builders, inspect, unseen
 from user_llm.evaluation import (
     benchmark,
     catalog_benchmark,
+    comparison,
     decode_benchmark,
     encoder_benchmark,
     int8,
@@ -73,21 +74,20 @@ def run(
         store(made, config)
 
 
-def sweep(
-    experiments: list[Experiment], file: str, folder: Path | None, only: str, record: bool
-) -> None:
-    """Runs the experiments of a file.
+def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool) -> None:
+    """Runs the experiments of a file, one after the other, and reports on them.
 
     Raises:
       ValueError: some failed; they are named.
     """
     folder = folder or Path("runs", Path(file).stem)
-    failed = sweeps.sweep(experiments, folder, only)
+    failed = sweeps.run(table, folder, only)
     if record:
-        for experiment in experiments:
+        for experiment in table.experiments:
             if sweeps.finished(place := sweeps.place(folder, experiment)):
                 store(Run.open(place), file)
-    print(f"results: {folder / sweeps.RESULTS}")
+    print(f"results: {folder / comparison.RESULTS}")
+    write_report(folder)
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}; what they said stands above")
 
@@ -156,7 +156,9 @@ def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
 
 
 def write_report(folder: Path) -> None:
-    print(f"report: {report.write(folder)}")
+    """Writes the page of a run or of a sweep."""
+    swept = (folder / comparison.SWEEP).is_file()
+    print(f"report: {comparison.write(folder) if swept else report.write(folder)}")
 
 
 def store(made: Run, config: str) -> None:

@@ -5,6 +5,7 @@ the whole. `configs/*.py` write these values; the command line overrides their f
 carries them into every checkpoint.
 """
 
+from collections import Counter
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -422,6 +423,39 @@ class Experiment(Config):
                 f"grow_from={self.grow_from} starts an encoder's training, and encoder_from="
                 f"{self.encoder_from} skips it; name one of them"
             )
+        return self
+
+
+class FigureConfig(Config):
+    """A figure of a sweep: what some experiments reach, against a field or a metric of theirs."""
+
+    title: str
+    against: str  # a field in which they differ, such as finetune.history, or a metric
+    lines: dict[str, str]  # by a line's name, a pattern of the names of the experiments on it
+    metric: str = "test/next_item/recall_at_10"
+    label: str = ""  # of what it is drawn against
+    scale: Literal["linear", "log"] = "linear"
+
+
+class Sweep(Config):
+    """A table of experiments, and the figures to be drawn of it."""
+
+    experiments: tuple[Experiment, ...] = Field(min_length=1)
+    figures: tuple[FigureConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _told_apart(self):
+        keys = Counter((one.name, one.seed) for one in self.experiments)
+        if twice := [f"{name} with seed {seed}" for (name, seed), n in keys.items() if n > 1]:
+            raise ValueError(f"there are several experiments {', '.join(twice)}; rename them")
+        names = {name for name, _ in keys}
+        for figure in self.figures:
+            for line, pattern in figure.lines.items():
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(
+                        f"line {line!r} of figure {figure.title!r}: no experiment's name fits "
+                        f"{pattern!r}; there are {', '.join(sorted(names))}"
+                    )
         return self
 
 

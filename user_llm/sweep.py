@@ -10,56 +10,50 @@ import logging
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from user_llm.config import Experiment
-from user_llm.evaluation import evaluate, records
+from user_llm.config import Experiment, Sweep
+from user_llm.evaluation import comparison, evaluate, records
 from user_llm.runs import Run, flat
 from user_llm.training.loop import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "results.csv"
 
-
-def sweep(experiments: Sequence[Experiment], folder: Path, only: str = "*") -> list[str]:
+def run(sweep: Sweep, folder: Path, only: str = "*") -> list[str]:
     """Runs those experiments whose name fits the pattern `only`; the names of those that failed.
 
     A run's folder is `folder/NAME/seed-SEED`. After each, `results.csv` in the folder holds what
     all of the experiments have come to so far.
 
     Raises:
-      ValueError: two experiments have the same name and seed, a folder holds another one, or none
-        fits the pattern.
+      ValueError: a folder holds another experiment, or no name fits the pattern.
       SystemExit: with code 42 after a SIGTERM, once the run under way is saved.
     """
-    places = Counter(place(folder, experiment) for experiment in experiments)
-    if twice := [str(path.relative_to(folder)) for path, count in places.items() if count > 1]:
-        raise ValueError(f"experiments of one name and seed: {', '.join(twice)}; rename them")
-    chosen = [experiment for experiment in experiments if fnmatchcase(experiment.name, only)]
+    chosen = [experiment for experiment in sweep.experiments if fnmatchcase(experiment.name, only)]
     if not chosen:
-        names = ", ".join(dict.fromkeys(experiment.name for experiment in experiments))
+        names = ", ".join(dict.fromkeys(experiment.name for experiment in sweep.experiments))
         raise ValueError(f"no experiment's name fits {only!r}; there are {names}")
     runs = [Run(experiment, place(folder, experiment)) for experiment in chosen]
     failed = []
-    for nth, run in enumerate(runs):
-        told = f"{run.folder.relative_to(folder)} ({nth + 1} of {len(runs)})"
-        if finished(run.folder):
+    for nth, one in enumerate(runs):
+        name = str(one.folder.relative_to(folder))
+        told = f"{name} ({nth + 1} of {len(runs)})"
+        if finished(one.folder):
             logger.info("%s: there already", told)
             continue
         logger.info("%s: running", told)
-        code = child([sys.executable, "-m", "user_llm.cli", "run", str(run.folder)])
+        code = child([sys.executable, "-m", "user_llm.cli", "run", str(one.folder)])
         if code == PREEMPTED:
             raise SystemExit(PREEMPTED)
         if code:
             logger.error("%s: failed with exit code %d", told, code)
-            failed.append(str(run.folder.relative_to(folder)))
-        write(folder, experiments)
-    write(folder, experiments)
+            failed.append(name)
+        write(folder, sweep)
+    write(folder, sweep)
     return failed
 
 
@@ -83,15 +77,19 @@ def child(command: Sequence[str]) -> int:
             signal.signal(signal.SIGTERM, before)
 
 
-def write(folder: Path, experiments: Sequence[Experiment]) -> None:
-    """Writes the tidy file: a row for each figure of each system of each finished experiment."""
-    told = list(rows(folder, experiments))
+def write(folder: Path, sweep: Sweep) -> None:
+    """Writes the tidy file, a row for each metric of each system of each finished experiment.
+
+    And the sweep itself, of which a report draws the figures.
+    """
+    records.write_atomically(folder / comparison.SWEEP, sweep.model_dump_json(indent=1))
+    told = list(rows(folder, sweep.experiments))
     text = io.StringIO()
     if told:
         table = csv.DictWriter(text, list(told[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(told)
-    records.write_atomically(folder / RESULTS, text.getvalue())
+    records.write_atomically(folder / comparison.RESULTS, text.getvalue())
 
 
 def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[dict[str, Any]]:

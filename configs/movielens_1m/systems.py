@@ -14,11 +14,13 @@ from user_llm.config import (
     EncoderConfig,
     EvaluationConfig,
     Experiment,
+    FigureConfig,
     FinetuneConfig,
     OptimConfig,
     PerceiverConfig,
     PretrainConfig,
     StageConfig,
+    Sweep,
     SystemConfig,
     WarmupConfig,
     encoder_only,
@@ -50,12 +52,10 @@ def encoder() -> Experiment:
     )
 
 
-def system(name: str, system: SystemConfig, *, align: int = 0, tokens: int = 512) -> Experiment:
+def system(name: str, system: SystemConfig, *, align: int = 0) -> Experiment:
     """A system that is fine-tuned from the shared encoder and decoder.
 
-    Args:
-      align: steps in which the decoder learns to name what a state points at.
-      tokens: of a row with history in words, at most.
+    In `align` steps before, the decoder learns to name what a state points at.
     """
     return Experiment(
         name=name,
@@ -78,21 +78,31 @@ def system(name: str, system: SystemConfig, *, align: int = 0, tokens: int = 512
             checkpoint_every=100,
         ),
         evaluation=EvaluationConfig(
-            users=1000, beam=20, baselines=("shuffled_memory",), text_tokens=tokens
+            users=1000, beam=20, baselines=("shuffled_memory",), text_tokens=4000
         ),
     )
 
 
-def told(name: str, events: int, tokens: int) -> Experiment:
+def told(name: str, events: int) -> Experiment:
     """A system without a memory, whose prompt spells the last events out."""
-    return system(name, TOLD.model_copy(update={"text_history": events}), tokens=tokens)
+    return system(name, TOLD.model_copy(update={"text_history": events}))
 
 
-def sweep() -> list[Experiment]:
-    return [
-        encoder(),
-        system("cross_attention", CROSS, align=600),
-        system("no_context", TOLD),
-        told("text_10", 10, 256),
-        told("text_50", 50, 1024),
-    ]
+def sweep() -> Sweep:
+    return Sweep(
+        experiments=(
+            encoder(),
+            system("cross_attention", CROSS, align=600),
+            system("no_context", TOLD),
+            told("text_10", 10),
+            told("text_50", 50),
+        ),
+        figures=(
+            FigureConfig(
+                title="History in words",
+                against="system.text_history",
+                lines={"text": "text_*", "memory": "cross_attention"},
+                label="events in the prompt",
+            ),
+        ),
+    )

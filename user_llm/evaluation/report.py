@@ -12,6 +12,7 @@ from user_llm.evaluation.records import write_atomically
 from user_llm.training import tracking
 
 TEMPLATE = "report.html.jinja"
+PAGE = "report.html"
 RECENT = 20  # events of a user that are shown unasked
 BASELINE = "no_context"  # what gains are measured against
 NAMES = {
@@ -75,22 +76,30 @@ def write(folder: Path) -> Path:
     if not (evaluation or benchmark or config or stages):
         raise ValueError(f"{folder} holds nothing to report; name the folder of a run")
     rows = evaluation.get("rows", [])
-    environment = charts.templates()
-    environment.globals |= {"words": words}
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        kind="run",
         name=evaluation.get("experiment") or config.get("name") or folder.resolve().name,
         facts={key: evaluation.get(key) for key in ("date", "device", "commit", "dataset")},
         headline=headline(rows),
-        results=_results(rows),
+        results=results(rows),
         stages=stages,
         costs=_costs(benchmark),
         users=[_user(user) for user in evaluation.get("users", [])],
-        meanings=MEANINGS,
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
     )
-    path = folder / "report.html"
+    path = folder / PAGE
     write_atomically(path, page)
     return path
+
+
+def render(kind: str, name: str, **parts: Any) -> str:
+    """The page of a run or a sweep; what is not among the parts is left out of it."""
+    environment = charts.templates()
+    environment.globals |= {"words": words}
+    empty = {"facts": {}, "headline": "", "results": None, "figures": [], "stages": []}
+    empty |= {"costs": None, "users": [], "config": ""}
+    template = environment.get_template(TEMPLATE)
+    return template.render(kind=kind, name=name, meanings=MEANINGS, **empty | parts)
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -149,8 +158,14 @@ def _read(path: Path, default: Any) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def _results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The table's columns and cells, and each task's chief metric for the bars."""
+def results(
+    rows: Sequence[Mapping[str, Any]], deviations: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any] | None:
+    """The table's columns and cells, and each task's chief metric for the bars.
+
+    Args:
+      deviations: by system and metric, what stands behind a value with a `±`.
+    """
     if not any(row["metrics"] for row in rows):
         return None
     groups = metrics.columns(rows)
@@ -166,6 +181,7 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             "value": value,
             "best": value == top[key] and row["system"] not in metrics.BOUNDS,
             "gain": gain(value, baseline[key]) if compared else "",
+            "spread": (deviations or {}).get(row["system"], {}).get(key),
         }
 
     bars = {

@@ -1,0 +1,102 @@
+"""What a sweep's experiments come to, side by side: one table, and the figures that it asks for."""
+
+import csv
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from user_llm.config import FigureConfig, Sweep
+from user_llm.evaluation import charts, report
+from user_llm.evaluation.records import write_atomically
+
+RESULTS, SWEEP = "results.csv", "sweep.json"  # in a sweep's folder
+OWN = "user_llm"  # the system that an experiment is about
+COLORS = 5  # of lines
+
+Row = dict[str, str]  # of the tidy file: an experiment's metric for a system, and its fields
+
+
+def write(folder: Path) -> Path:
+    """Writes `report.html` into a sweep's folder, and each figure as an SVG into `figures`.
+
+    Raises:
+      ValueError: no experiment of the sweep is finished.
+    """
+    with (folder / RESULTS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"no experiment of the sweep in {folder} is finished; run it further")
+    asked = Sweep.model_validate_json((folder / SWEEP).read_text()).figures
+    means, deviations = table(rows)
+    figures = [drawn for figure in asked if (drawn := draw(figure, rows))]
+    (folder / "figures").mkdir(exist_ok=True)
+    for nth, figure in enumerate(figures, 1):
+        write_atomically(folder / "figures" / f"{nth}.svg", charts.svg(figure["chart"]))
+    facts = {name: rows[-1].get(name) for name in ("date", "device", "commit", "dataset")}
+    page = report.render(
+        kind="sweep",
+        name=folder.resolve().name,
+        facts=facts,
+        results=report.results(means, deviations),
+        figures=figures,
+    )
+    path = folder / report.PAGE
+    write_atomically(path, page)
+    return path
+
+
+def table(rows: Iterable[Row]) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Each experiment's metrics, means over its seeds, and their standard deviations by system.
+
+    An experiment's own system stands under its name, another one with that name before its own;
+    what comes to the same in all experiments, such as popularity, stands once.
+    """
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        own = values.setdefault((row["system"], row["experiment"]), {})
+        own.setdefault(row["metric"], []).append(float(row["value"]))
+    means = {key: {metric: mean(x) for metric, x in own.items()} for key, own in values.items()}
+    found, deviations = {}, {}
+    for (system, experiment), own in means.items():
+        alike = all(other == own for key, other in means.items() if key[0] == system)
+        name = f"{experiment}, {system}"
+        if system == OWN or alike:
+            name = experiment if system == OWN else system
+        found[name] = own
+        seeds = values[system, experiment]
+        deviations[name] = {metric: stdev(x) for metric, x in seeds.items() if len(x) > 1}
+    return [{"system": name, "metrics": own} for name, own in found.items()], deviations
+
+
+def draw(figure: FigureConfig, rows: Iterable[Row]) -> dict[str, Any] | None:
+    """A figure's title and chart, and a class for each line; None without a point to draw."""
+    found = [row for row in rows if row["system"] == OWN]
+    lines = {name: points(figure, pattern, found) for name, pattern in figure.lines.items()}
+    lines = {name: line for name, line in lines.items() if line}
+    label = figure.label or figure.against.rpartition(".")[2].replace("_", " ")
+    task, _, metric = figure.metric.removeprefix("test/").rpartition("/")
+    said = f"{report.words(task)}, {report.words(metric)}"
+    chart = charts.line_chart(lines, label, said, figure.scale)
+    if chart is None:
+        return None
+    classes = {name: f"nth-{i % COLORS}" for i, name in enumerate(lines)}
+    tone: Callable[[str], str] = classes.__getitem__
+    return {"title": figure.title, "chart": chart, "tone": tone}
+
+
+def points(figure: FigureConfig, pattern: str, rows: Iterable[Row]) -> list[tuple[float, float]]:
+    """Where the experiments of a line stand, from left to right: means over their seeds."""
+    across: dict[str, list[float]] = {}
+    up: dict[str, list[float]] = {}
+    for row in rows:
+        if not fnmatchcase(name := row["experiment"], pattern):
+            continue
+        if row["metric"] == figure.metric:
+            up.setdefault(name, []).append(float(row["value"]))
+        if row["metric"] == figure.against:
+            across.setdefault(name, []).append(float(row["value"]))
+        elif row.get(figure.against):
+            across.setdefault(name, []).append(float(row[figure.against]))
+    return sorted((mean(across[name]), mean(up[name])) for name in up if name in across)
