@@ -280,6 +280,7 @@ class LanguageModelConfig(Config):
     from_run: str = ""  # the folder of a run whose warmed-up language model this is
     architecture: DecoderConfig = DecoderConfig()  # with the others, only its dtypes are read
     corpora: tuple[DataConfig, ...] = ()  # further data sets, of them the training events
+    reviews: PositiveInt = 10_000  # events of each data set whose reviews it reads at most
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the texts that only judges
 
     @model_validator(mode="after")

@@ -80,7 +80,7 @@ def config() -> Experiment:
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
         ),
         finetune=FinetuneConfig(
-            steps=200,
+            steps=300,
             batch_size=48,
             optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
             tasks={"next_item": 0.4, "favorite_category": 0.4, "review_generation": 0.2},

@@ -21,8 +21,6 @@ from user_llm.models.encoders import ENCODERS, Encoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
 
-REVIEWED = 100_000  # events of a data set whose reviews a language model reads at most
-
 
 def data_path(path: str) -> Path:
     """A path of a config: absolute, or below the folder that $USER_LLM_DATA names.
@@ -129,14 +127,14 @@ class Run:
     def texts(self) -> Texts:
         """What the run's data set and its language model's `corpora` say in words.
 
-        Of their reviews, those of a sample of the training events. A text's own checksum decides
-        whether it is held out, so that it is so in every run.
+        Of the training events' reviews, as many of a data set as the config asks for. A text's own
+        checksum decides whether it is held out, so that it is so in every run.
         """
         model, known = self.experiment.language_model, [(self.dataset, self.training_events)]
         for data in model.corpora:
             other = opened(data, built(data, self.data_dir))
             known.append((other, timelines.training_events(split(data, other), other.offsets)))
-        found = (corpus(data, timelines.sample(events, REVIEWED)) for data, events in known)
+        found = (corpus(data, timelines.sample(events, model.reviews)) for data, events in known)
         texts: dict[bool, list[str]] = {False: [], True: []}
         for text in dict.fromkeys(text for some in found for text in some):
             texts[zlib.crc32(text.encode()) < model.held_out * 2**32].append(text)

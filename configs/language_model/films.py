@@ -53,6 +53,7 @@ def config() -> Experiment:
                     name="amazon_reviews", version="2023_timelines", source="amazon-2023-timelines"
                 ),
             ),
+            reviews=100_000,
             held_out=0.02,
         ),
         pretrain=PretrainConfig(steps=0),
