@@ -11,7 +11,7 @@ from random_decoders import PECULIAR, random_decoder
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import import_decoder
-from user_llm.inference.generate import Generator, grow
+from user_llm.inference.generate import Generator, grow, padded
 from user_llm.inference.sampling import Sampling
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Memory
@@ -91,6 +91,33 @@ def test_each_step_gives_the_logits_of_the_training_forward(decoder, generator, 
     memory = random_memory(2) if "memory" in given else None
     prefix = random_memory(3, holes="holes" in given) if "prefix" in given else None
     follow(decoder, generator, 4, memory, prefix)
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_prompt_goes_on_from_what_is_kept_of_it(decoder, generator, kept):
+    memory = random_memory(2)
+    long = [[*prompt, *range(40, 40 + kept), 3, 1] for prompt in PROMPTS]
+    wanted, whole = generator.start(long, memory)
+    parts = [prompt[:-2] for prompt in long], [prompt[-2:] for prompt in long]
+    _, state = generator.start(parts[0], memory)
+    state = grow(state, 32)
+    for _ in range(2):  # the second time from the same keys and values
+        begun = np.array([len(prompt) for prompt in parts[0]], np.int32)
+        logits, state = generator.extend(state._replace(lengths=begun), *padded(parts[1]))
+        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+        np.testing.assert_array_equal(state.lengths, whole.lengths)
+    tokens = logits.argmax(-1).astype(jnp.int32)
+    steps = [generator.step(s, tokens)[0] for s in (state, grow(whole, 32))]
+    np.testing.assert_allclose(*steps, atol=1e-5)
+
+
+def test_window_slides_over_what_is_kept():
+    decoder = random_decoder(CONFIG.model_copy(update=PECULIAR | {"num_hidden_layers": 2}))
+    generator, prompt = Generator(decoder), list(range(20, 33))
+    wanted, _ = generator.start([prompt])
+    _, state = generator.start([prompt[:6]])
+    logits, _ = generator.extend(state, *padded([prompt[6:]]))
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
 
 
 def test_window_slides_over_prompt_and_answer():

@@ -198,16 +198,19 @@ def _parser() -> argparse.ArgumentParser:
 
     benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
     benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)
-    inference = add("benchmark inference", "time a run's answers", benchmark_verbs)
+    inference = add("benchmark inference", "tell what a memory saves beside text", benchmark_verbs)
     rectools = add("benchmark rectools", "train RecTools' encoder beside a run's", benchmark_verbs)
-    for sub in (evaluate, report, inference, rectools):
+    for sub in (evaluate, report, rectools):
         told = "the folder of a run" + (" or of a sweep" if sub is report else "")
         sub.add_argument("folder", type=Path, metavar="RUN", help=told)
+    what = "whose system is measured; without it, ones of the published shape"
+    inference.add_argument("run", type=Path, nargs="?", metavar="RUN", help=what)
     encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
+        (inference, "inference"),
         (encoder, "encoder"),
         (decode, "decode"),
         (catalog, "catalog"),
@@ -222,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     rounds = "processes of each side; of each figure the best one counts"
     for sub, flag, default, text in (
+        (inference, "--rounds", 2, rounds),
         (encoder, "--steps", 24, "that each process is timed for; 47 are an epoch"),
         (encoder, "--rounds", 3, rounds),
         (decode, "--rounds", 3, rounds),
@@ -234,12 +238,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help="of an environment in which RecTools is installed: evaluates beside it too",
     )
+    inference.add_argument(
+        "--decoder",
+        nargs="+",
+        metavar="NAME",
+        help="3m, 100m, or shapes that `user-llm zoo` lists (default: 3m 100m llama3_1b llama3_8b)",
+    )
     decode.add_argument(
         "--decoder",
         metavar="NAME",
         help="a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)",
     )
-    for sub in (decode, catalog):
+    for sub in (inference, decode, catalog):
         sub.add_argument(
             "--record",
             type=Path,

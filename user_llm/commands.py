@@ -13,11 +13,12 @@ from user_llm import sweep as sweeps
 from user_llm.config import Experiment, Sweep
 from user_llm.data import builders, inspect, unseen
 from user_llm.evaluation import (
-    benchmark,
     catalog_benchmark,
     comparison,
     decode_benchmark,
     encoder_benchmark,
+    inference_benchmark,
+    inference_table,
     int8,
     records,
     rectools,
@@ -68,7 +69,7 @@ def run(
         return
     evaluate(folder)
     if experiment.finetune.steps:
-        benchmark_inference(folder)
+        print(inference_table.first_table(inference_benchmark.first_tokens(Run.open(folder))))
     write_report(folder)
     if record:
         store(made, config)
@@ -97,9 +98,27 @@ def evaluate(folder: Path) -> None:
     print(table(evaluation.evaluate(Run.open(folder))["rows"]))
 
 
-def benchmark_inference(folder: Path) -> None:
-    """Times a run's system beside the text prompt and prints the table."""
-    print(benchmark.table(benchmark.inference(Run.open(folder))))
+def benchmark_inference(
+    run: Path | None, folder: Path, decoder: list[str] | None, rounds: int, record: Path | None
+) -> None:
+    """Counts and times what a memory costs beside the text prompt and prints the tables.
+
+    Of a run, the figures are written to its folder.
+
+    Raises:
+      ValueError: both a run and decoders are given.
+    """
+    if run and decoder:
+        raise ValueError(f"{run} has its own decoder; leave out --decoder, or the run")
+    started = time.perf_counter()
+    decoders = decoder or inference_benchmark.ASKED
+    opened = Run.open(run) if run else None
+    result = inference_benchmark.benchmark(
+        run or folder, run=opened, decoders=decoders, rounds=rounds
+    )
+    print(inference_table.table(result))
+    if record is not None:
+        keep(result, inference_table.metrics(result), record, time.perf_counter() - started)
 
 
 def benchmark_encoder(folder: Path, steps: int, rounds: int, rectools: str | None) -> None:

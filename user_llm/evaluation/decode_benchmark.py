@@ -19,6 +19,7 @@ from flax import nnx
 
 from user_llm.config import DecoderConfig
 from user_llm.evaluation import records, sides
+from user_llm.evaluation.answer_costs import BYTES
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.decoding import Decoding
 from user_llm.evaluation.peers.work import cores
@@ -43,7 +44,6 @@ SIDES = {
     },
 }
 WANTED = {"prefill": 1.0, "1": 2.0, "8": 2.5}  # times the peer's tokens a second, on a CPU
-BYTES = {"float32": 4, "bfloat16": 2}
 PLOT = "decode.svg"
 # A Llama of 134 M parameters, of a shape that many small ones have.
 LLAMA_134M = DecoderConfig(
@@ -78,11 +78,11 @@ def benchmark(
         which in float32 they must not.
     """
     config = decoder if isinstance(decoder, DecoderConfig) else zoo.decoder(decoder)
-    started, platform = os.getloadavg(), _platform()
-    kinds = SIDES.get(platform, SIDES["other"])
+    started, device = os.getloadavg(), platform()
+    kinds = SIDES.get(device, SIDES["other"])
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in kinds}
     with TemporaryDirectory() as place:
-        write_random(Path(place), config, "float32" if platform == "cpu" else "bfloat16")
+        write_random(Path(place), config, "float32" if device == "cpu" else "bfloat16")
         work = Decoding(place, config.vocab_size, threads=cores(), **sizes)
         works = {
             side: dataclasses.replace(work, dtype=dtype, int8=int8)
@@ -95,7 +95,7 @@ def benchmark(
             found[side].append(sides.run(kinds[side][0], works[side]))
     rows = [{"side": side, **best(runs), "runs": runs} for side, runs in found.items()]
     ours, theirs = rows[:2]
-    if platform == "cpu" and ours["first_tokens"] != theirs["first_tokens"]:
+    if device == "cpu" and ours["first_tokens"] != theirs["first_tokens"]:
         raise ValueError(
             f"answers begin otherwise: {ours['first_tokens']} {theirs['first_tokens']}"
         )
@@ -125,7 +125,7 @@ def benchmark(
     return result
 
 
-def _platform() -> str:
+def platform() -> str:
     """Where JAX would run; asked elsewhere, because to know it is to take hold of a GPU."""
     command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -22,8 +22,8 @@ def turns(sides: Sequence[str], rounds: int, desc: str) -> Iterator[str]:
         yield from reversed(sides) if nth % 2 else sides
 
 
-def run(module: str, work: Any, **env: str) -> dict[str, Any]:
-    """What one process of a side says.
+def run(module: str, work: Any, **env: str) -> Any:
+    """What one process of a side says, read from JSON.
 
     Args:
       module: run as a program that is given its work as JSON, and whose last line is JSON.

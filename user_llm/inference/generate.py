@@ -95,6 +95,16 @@ class Generator:
         """
         return _step(self.graph, self.params, state, tokens)
 
+    def extend(
+        self, state: State, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], State]:
+        """Logits after more of the prompts, and the state with them; `state` is used up.
+
+        So what prompts begin with is kept and not computed anew: the state that comes back, with
+        the lengths of before, is the one that was given. No length may exceed `state.slots`.
+        """
+        return _extend(self.graph, self.params, state, tokens, lengths)
+
     def start(
         self,
         prompts: Sequence[Sequence[int]],
@@ -257,11 +267,24 @@ def _prefill(graph, params, tokens, lengths, memory, prefix):
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(graph, params, state, tokens):
     decoder = graph.merge(params)
-    positions = state.lengths[:, None]
-    mask = jnp.arange(state.slots) <= positions[..., None]
-    x = decoder.embed(tokens[:, None])
-    x, caches = forward(decoder, x, decoder.views(positions, mask), state.caches, state.crossed)
+    x, caches = _further(decoder, state, tokens[:, None])
     return decoder.logits(x[:, 0]), State(caches, state.crossed, state.lengths + 1)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _extend(graph, params, state, tokens, lengths):
+    decoder = graph.merge(params)
+    x, caches = _further(decoder, state, tokens)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return decoder.logits(last), State(caches, state.crossed, state.lengths + lengths)
+
+
+def _further(decoder, state, tokens):
+    """The last hidden states of tokens [B, T] that follow a state, and the caches with them."""
+    positions = state.lengths[:, None] + jnp.arange(tokens.shape[1])
+    mask = jnp.arange(state.slots) <= positions[..., None]
+    views = decoder.views(positions, mask)
+    return forward(decoder, decoder.embed(tokens), views, state.caches, state.crossed)
 
 
 @partial(jax.jit, static_argnums=1)
