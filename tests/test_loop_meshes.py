@@ -38,7 +38,7 @@ CASES = {
     "hstu": encoder("hstu", "sampled_softmax", negatives=8, shared=False),
     "bert4rec": encoder("bert4rec", "gbce", negatives=8),
     "dual": encoder("dual", "in_batch"),
-    "user_llm": (partial(UserLLM, SYSTEM, DECODER, WIDE, ITEMS), losses.answer, trained("encoder")),
+    "user_llm": (partial(UserLLM, SYSTEM, DECODER, WIDE, ITEMS), losses.answer, trained(SYSTEM)),
 }
 TX = make_optimizer(OptimConfig(learning_rate=1e-2), steps=10)
 BATCH = random_batch(0, (6, 2, 0, 6, 5, 1, 3, 6))

@@ -302,6 +302,7 @@ class SystemConfig(Config):
     perceiver: PerceiverConfig = PerceiverConfig()
     lora: LoRAConfig = LoRAConfig()
     strategy: Strategy = "full"
+    encoder_frozen: bool = False  # whatever the strategy; with "projection" it is always
     text_history: NonNegativeInt = 0  # events of the history written into the prompt
     text_summary: bool = False  # a summary of the history is written there, before those events
 

@@ -182,7 +182,6 @@ def align(run: Run) -> Params:
     The encoder stays as it is.
     """
     system, config = run.experiment.system, run.experiment.align
-    by_strategy = trained(system.strategy)
     shown = training_examples(run, "user_llm", NextItem, history=ALIGNMENT_HISTORY)
     source = pipeline.Hinted(shown)
     stage = Stage(
@@ -190,7 +189,7 @@ def align(run: Run) -> Params:
         make_model=run.make_model(system),
         loss=losses.answer,
         batches=batches(run, source, config),
-        trained=lambda path, value: "encoder" not in path and by_strategy(path, value),
+        trained=trained(system.model_copy(update={"encoder_frozen": True})),
         given=lambda random: pretrained(run, system),
     )
     return train(run, stage, "align")
@@ -217,7 +216,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
         make_model=make_model,
         loss=losses.answer,
         batches=batches(run, source, config),
-        trained=trained(system.strategy),
+        trained=trained(system),
         given=given,
         validate=answer_validation(run, name),
     )
@@ -259,7 +258,7 @@ def answer_validation(run: Run, name: str):
 def moves(make_model, system: SystemConfig) -> bool:
     """Whether the system's strategy trains any of its parameters."""
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-    return bool(jax.tree.leaves(nnx.state(model, trained(system.strategy))))
+    return bool(jax.tree.leaves(nnx.state(model, trained(system))))
 
 
 def tasks(

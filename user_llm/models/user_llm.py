@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, Strategy, SystemConfig
+from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, SystemConfig
 from user_llm.models.decoder import Decoder
 from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
@@ -116,18 +116,19 @@ def check(system: SystemConfig) -> None:
         raise ValueError("fusion='soft_prompt' needs perceiver.latents > 0: a prompt has no holes")
 
 
-def trained(strategy: Strategy) -> Callable[[tuple, Any], bool]:
-    """The filter of the parameters that a strategy moves (arXiv 2402.13598, section 3.3).
+def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:
+    """The filter of the parameters that a system's strategy moves (arXiv 2402.13598, section 3.3).
 
     `full`: all. `encoder`: all but the decoder's own. `lora`: as `encoder`, and the adapters.
-    `projection`: only what stands between encoder and decoder.
+    `projection`: only what stands between encoder and decoder. A frozen encoder is never moved.
     """
+    strategy, frozen = system.strategy, system.encoder_frozen or system.strategy == "projection"
 
     def moves(path: tuple, value: Any) -> bool:
         if isinstance(value, nnx.LoRAParam) or "cross" in path:
             return True
         if path[0] == "decoder":
             return strategy == "full"
-        return strategy != "projection" or "encoder" not in path
+        return not frozen or "encoder" not in path
 
     return moves
