@@ -55,7 +55,7 @@ def test_points_stand_from_left_to_right(rows):
     own = [row for row in rows if row["system"] == "user_llm"]
     by_history, by_perplexity, of_nothing = FIGURES
     assert comparison.points(by_history, "m_*", own) == [(25, 0.1), (50, pytest.approx(0.3))]
-    assert comparison.points(by_history, "t_25", own) == [(25, 0.15)]
+    assert comparison.points(by_history, "t_25 m_50", own) == [(25, 0.15), (50, pytest.approx(0.3))]
     assert comparison.points(by_perplexity, "*", own) == [
         (7.0, 0.15),
         (8.0, 0.1),

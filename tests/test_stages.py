@@ -109,9 +109,22 @@ def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, sta
     for name in {"user_llm", *baselines}:
         assert {metric.split("/")[1] for metric in rows[name]} == tasks.keys()
         assert all(math.isfinite(value) for value in rows[name].values())
+    check_costs(result["rows"])
     page = report.write(run.folder)
     assert all(f">{report.words(name)}<" in page.read_text() for name in rows)
     check_frozen(run, system["strategy"])
+
+
+def check_costs(rows):
+    """A memory costs more than to know nothing, and less than the same history in words."""
+    costs = {row["system"]: row["cost"] for row in rows if "cost" in row}
+    assert "user_llm" in costs and "shuffled_memory" not in costs
+    assert all(value > 0 for own in costs.values() for value in own.values())
+    if "text_prompt" in costs:
+        ours, plain, told = (costs[name] for name in ("user_llm", "no_context", "text_prompt"))
+        assert ours["cost/prompt_tokens"] == plain["cost/prompt_tokens"]
+        assert told["cost/prompt_tokens"] > 2 * plain["cost/prompt_tokens"]
+        assert min(ours["cost/gflop"], told["cost/gflop"]) > plain["cost/gflop"]
 
 
 def check_frozen(run, strategy):

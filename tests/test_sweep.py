@@ -76,6 +76,17 @@ def test_experiments_run_in_order_and_once(ran, tmp_path):
     assert "system.fusion" not in rows[0]  # in which none differs
 
 
+def test_costs_stand_beside_the_metrics(ran, tmp_path):
+    sweep.run(TABLE, tmp_path)
+    path = tmp_path / "b" / "seed-0" / "evaluation.json"
+    judged = json.loads(path.read_text())
+    judged["rows"][0]["cost"] = {"cost/gflop": 2.5}
+    path.write_text(json.dumps(judged))
+    sweep.write(tmp_path, TABLE)
+    costs = [row for row in table(tmp_path) if row["metric"] == "cost/gflop"]
+    assert [(row["experiment"], float(row["value"])) for row in costs] == [("b", 2.5)]
+
+
 def test_a_failure_is_named_and_stops_no_other(ran, tmp_path):
     started, codes = ran
     codes["a/seed-1"] = 2

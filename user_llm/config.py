@@ -433,7 +433,7 @@ class FigureConfig(Config):
 
     title: str
     against: str  # a field in which they differ, such as finetune.history, or a metric
-    lines: dict[str, str]  # by a line's name, a pattern of the names of the experiments on it
+    lines: dict[str, str]  # by a line's name, patterns of the names of the experiments on it
     metric: str = "test/next_item/recall_at_10"
     label: str = ""  # of what it is drawn against
     scale: Literal["linear", "log"] = "linear"
@@ -452,7 +452,8 @@ class Sweep(Config):
             raise ValueError(f"there are several experiments {', '.join(twice)}; rename them")
         names = {name for name, _ in keys}
         for figure in self.figures:
-            for line, pattern in figure.lines.items():
+            patterns = [(line, one) for line, some in figure.lines.items() for one in some.split()]
+            for line, pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise ValueError(
                         f"line {line!r} of figure {figure.title!r}: no experiment's name fits "

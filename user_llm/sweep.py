@@ -78,7 +78,7 @@ def child(command: Sequence[str]) -> int:
 
 
 def write(folder: Path, sweep: Sweep) -> None:
-    """Writes the tidy file, a row for each metric of each system of each finished experiment.
+    """Writes the tidy file, a row for each metric and cost of each system of each experiment.
 
     And the sweep itself, of which a report draws the figures.
     """
@@ -103,7 +103,7 @@ def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[dict[str, 
         judged = evaluate.read(Run.open(place(folder, experiment)))
         differing = {name: own.get(name) for name in varied if name not in ("name", "seed")}
         for row in judged["rows"]:
-            for metric, value in row["metrics"].items():
+            for metric, value in (row["metrics"] | row.get("cost", {})).items():
                 yield {
                     "experiment": experiment.name,
                     "seed": experiment.seed,

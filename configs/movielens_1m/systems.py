@@ -3,10 +3,13 @@
 USER_LLM_DATA=... user-llm run configs/language_model/films.py
 USER_LLM_DATA=... user-llm sweep configs/movielens_1m/systems.py --record
 
-Every system begins with the same encoder and the same decoder and learns from as many examples.
+Every system begins with the same encoder and the same decoder and learns from as many examples. A
+memory takes half an hour on a CPU core, words an hour for 10 events and several for 50 or 200. Some
+are run at a time with `--only 'latents_*'` and the like.
 """
 
 from pathlib import Path
+from typing import Any
 
 from user_llm.cli import load_config
 from user_llm.config import (
@@ -16,6 +19,7 @@ from user_llm.config import (
     Experiment,
     FigureConfig,
     FinetuneConfig,
+    LoRAConfig,
     OptimConfig,
     PerceiverConfig,
     PretrainConfig,
@@ -26,13 +30,15 @@ from user_llm.config import (
     encoder_only,
 )
 
-RUNS = "runs/systems"
+RUNS, HISTORY = "runs/systems", 50
 LANGUAGE = load_config(str(Path(__file__).parents[1] / "language_model" / "films.py"))
 ENCODER = EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=256, gated=True, dropout=0.2)
 CROSS = SystemConfig(
     perceiver=PerceiverConfig(latents=0),  # one memory token per event
     cross_attention=CrossAttentionConfig(every=1, heads=8, gate=0.5),
 )
+LATENTS = PerceiverConfig(latents=16, layers=2, heads=8)
+ADAPTERS = LoRAConfig(rank=8)
 TOLD = SystemConfig(streams=())  # the history in words, if at all
 RATE = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20)
 
@@ -52,7 +58,13 @@ def encoder() -> Experiment:
     )
 
 
-def system(name: str, system: SystemConfig, *, align: int = 0) -> Experiment:
+def system(
+    name: str,
+    system: SystemConfig,
+    *,
+    align: int = 600,
+    history: int = HISTORY,
+) -> Experiment:
     """A system that is fine-tuned from the shared encoder and decoder.
 
     In `align` steps before, the decoder learns to name what a state points at.
@@ -73,7 +85,7 @@ def system(name: str, system: SystemConfig, *, align: int = 0) -> Experiment:
             batch_size=32,
             optim=RATE,
             tasks={"next_item": 0.7, "future_favorite_category": 0.3},
-            history=50,
+            history=history,
             max_tokens=32,
             checkpoint_every=100,
         ),
@@ -83,26 +95,82 @@ def system(name: str, system: SystemConfig, *, align: int = 0) -> Experiment:
     )
 
 
-def told(name: str, events: int) -> Experiment:
-    """A system without a memory, whose prompt spells the last events out."""
-    return system(name, TOLD.model_copy(update={"text_history": events}))
+def reading(name: str, *, align: int = 600, history: int = HISTORY, **parts: Any) -> Experiment:
+    """A system that reads the encoder by cross-attention, but for some parts of it."""
+    return system(name, CROSS.model_copy(update=parts), align=align, history=history)
+
+
+def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
+    """A system without a memory, which is told of the history in words, if at all."""
+    return system(name, TOLD.model_copy(update=parts), align=0, history=history)
 
 
 def sweep() -> Sweep:
+    main = [
+        encoder(),
+        system("cross_attention", CROSS),
+        told("no_context"),
+        told("text_10", text_history=10),
+        told("text_50", text_history=50),
+    ]
+    words = [
+        told("text_summary", text_summary=True),
+        told("text_200", text_history=200, history=200),
+    ]
+    words += [reading("cross_attention_text_10", text_history=10)]
+    latents = [
+        reading(f"latents_{n}", perceiver=LATENTS.model_copy(update={"latents": n}))
+        for n in (1, 4, 16, 64)
+    ]
+    latents += [reading("soft_prompt", fusion="soft_prompt", perceiver=LATENTS)]
+    histories = [reading(f"history_{n}", history=n) for n in (25, 100, 200)]
+    strategies = [
+        reading("train_encoder", strategy="encoder"),
+        reading("train_lora", strategy="lora", lora=ADAPTERS),
+        reading("train_projection", strategy="projection"),
+        reading("train_all_but_encoder", encoder_frozen=True),
+    ]
     return Sweep(
-        experiments=(
-            encoder(),
-            system("cross_attention", CROSS, align=600),
-            system("no_context", TOLD),
-            told("text_10", 10),
-            told("text_50", 50),
-        ),
+        experiments=(*main, *words, *latents, *histories, *strategies),
         figures=(
             FigureConfig(
-                title="History in words",
-                against="system.text_history",
-                lines={"text": "text_*", "memory": "cross_attention"},
-                label="events in the prompt",
+                title="Longer histories",
+                against="finetune.history",
+                lines={"memory": "cross_attention history_*"},
+                label="events",
+            ),
+            FigureConfig(
+                title="Fewer tokens of memory",
+                against="system.perceiver.latents",
+                lines={"cross-attention": "latents_*", "soft prompt": "soft_prompt"},
+                label="latents",
+                scale="log",
+            ),
+            FigureConfig(
+                title="What an answer costs",
+                against="cost/gflop",
+                lines={
+                    "memory": "cross_attention latents_*",
+                    "text": "text_10 text_50 text_200",
+                    "summary": "text_summary",
+                    "both": "cross_attention_text_10",
+                    "neither": "no_context",
+                },
+                label="GFLOP to the first token",
+                scale="log",
+            ),
+            FigureConfig(
+                title="What is trained, and what is left of the language",
+                against="test/text/perplexity",
+                lines={
+                    "all": "cross_attention",
+                    "all but the encoder": "train_all_but_encoder",
+                    "all but the decoder": "train_encoder",
+                    "adapters": "train_lora",
+                    "the projection": "train_projection",
+                },
+                label="perplexity of plain texts afterwards",
+                scale="log",
             ),
         ),
     )

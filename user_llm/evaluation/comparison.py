@@ -73,7 +73,7 @@ def table(rows: Iterable[Row]) -> tuple[list[dict[str, Any]], dict[str, dict[str
 def draw(figure: FigureConfig, rows: Iterable[Row]) -> dict[str, Any] | None:
     """A figure's title and chart, and a class for each line; None without a point to draw."""
     found = [row for row in rows if row["system"] == OWN]
-    lines = {name: points(figure, pattern, found) for name, pattern in figure.lines.items()}
+    lines = {name: points(figure, patterns, found) for name, patterns in figure.lines.items()}
     lines = {name: line for name, line in lines.items() if line}
     label = figure.label or figure.against.rpartition(".")[2].replace("_", " ")
     task, _, metric = figure.metric.removeprefix("test/").rpartition("/")
@@ -86,12 +86,13 @@ def draw(figure: FigureConfig, rows: Iterable[Row]) -> dict[str, Any] | None:
     return {"title": figure.title, "chart": chart, "tone": tone}
 
 
-def points(figure: FigureConfig, pattern: str, rows: Iterable[Row]) -> list[tuple[float, float]]:
+def points(figure: FigureConfig, patterns: str, rows: Iterable[Row]) -> list[tuple[float, float]]:
     """Where the experiments of a line stand, from left to right: means over their seeds."""
     across: dict[str, list[float]] = {}
     up: dict[str, list[float]] = {}
     for row in rows:
-        if not fnmatchcase(name := row["experiment"], pattern):
+        name = row["experiment"]
+        if not any(fnmatchcase(name, pattern) for pattern in patterns.split()):
             continue
         if row["metric"] == figure.metric:
             up.setdefault(name, []).append(float(row["value"]))

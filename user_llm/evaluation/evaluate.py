@@ -13,6 +13,7 @@ from user_llm.data.tasks import FavoriteCategory, NextItem, RatingPrediction, Ta
 from user_llm.data.text import pad
 from user_llm.data.timelines import histories, user_of
 from user_llm.evaluation import metrics, records
+from user_llm.evaluation.answer_costs import Shape
 from user_llm.evaluation.baselines import Figures, Groups, answered, ranked
 from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.system import Answers, System
@@ -49,6 +50,25 @@ def foretold(run: Run, system: SystemConfig, params: Params) -> Figures:
     return {f"test/text/{name}": value for name, value in found.items()}
 
 
+def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
+    """What a system's answers to a task cost, as means over the users.
+
+    Tokens of the prompt, and operations up to the first token, the user's memory made anew.
+    """
+    examples = stages.examples(run, system.name, targets)
+    questions = [examples.question(task, target) for target in targets.tolist()]
+    tokens = [len(ids) for ids in system.prompts([question.prompt for question in questions])]
+    before = targets - run.dataset.offsets[user_of(targets, run.dataset.offsets)]
+    events = np.minimum(before, run.experiment.finetune.history).tolist()
+    inputs = tuple(run.dataset.inputs)
+    shape = Shape(run.systems[system.name], run.decoder_config, run.experiment.encoder, inputs)
+    flops = [shape.memory(h) + shape.first_token(t, h) for t, h in zip(tokens, events, strict=True)]
+    return {
+        "cost/prompt_tokens": float(np.mean(tokens)),
+        "cost/gflop": float(np.mean(flops)) / 1e9,
+    }
+
+
 def judge(run: Run, group: str, task: Task, targets: np.ndarray, answers: Answers) -> Figures:
     """A system's figures on one group."""
     if isinstance(task, NextItem) and answers.choices is not None:
@@ -78,12 +98,15 @@ def evaluate(run: Run) -> dict[str, Any]:
     targets = stages.sample(run.split.test, judged.users or len(run.split.test))
     figures = ranked(run, targets)
     answers: dict[str, dict[str, Answers]] = {}
+    costs: dict[str, Figures] = {}
     shown: list[dict[str, Any]] = []
     groups = asked_of(run, targets) if run.experiment.finetune.steps else {}
     for name in run.systems if groups else ():
         system = System(run, name, stages.finetune(run, name))
         answers[name] = {group: system.answer(*asked) for group, asked in groups.items()}
         figures[name] = foretold(run, run.systems[name], system.params)
+        if "next_item" in groups:
+            costs[name] = cost(run, system, *groups["next_item"])
         remembers = name == "user_llm" and run.systems[name].streams
         if remembers and "shuffled_memory" in judged.baselines:
             answers["shuffled_memory"] = {
@@ -101,7 +124,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         own = figures.setdefault(name, {})
         for group, said in given.items():
             own |= judge(run, group, *groups[group], said)
-    rows = [{"system": name, "metrics": own} for name, own in figures.items()]
+    rows = [
+        {"system": name, "metrics": own} | ({"cost": costs[name]} if name in costs else {})
+        for name, own in figures.items()
+    ]
     result = {
         "experiment": run.experiment.name,
         **records.provenance(),

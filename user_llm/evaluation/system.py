@@ -87,7 +87,7 @@ class System:
         batches = list(chunks(np.arange(len(targets)), self.run.experiment.evaluation.batch_size))
         for rows, length in tqdm(batches, desc=f"{self.name} {task.name}", leave=False):
             asked = targets[rows].tolist()
-            prompts = self._prompts([examples.question(task, target).prompt for target in asked])
+            prompts = self.prompts([examples.question(task, target).prompt for target in asked])
             memory = self.memory(remembered, rows)
             if catalog is None:
                 found.append(Answers(self._write(prompts, memory)[:length]))
@@ -103,7 +103,7 @@ class System:
         stacked = (np.concatenate([getattr(a, n) for a in found]) for n in ("choices", "scores"))
         return Answers(texts, *stacked)
 
-    def _prompts(self, texts: list[str]) -> list[list[int]]:
+    def prompts(self, texts: list[str]) -> list[list[int]]:
         """Tokens that leave room for an answer; the oldest go, but for the first one."""
         config = self.run.decoder_config
         room = config.max_position_embeddings - self.run.experiment.evaluation.max_new_tokens
