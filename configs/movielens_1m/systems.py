@@ -59,11 +59,7 @@ def encoder() -> Experiment:
 
 
 def system(
-    name: str,
-    system: SystemConfig,
-    *,
-    align: int = 600,
-    history: int = HISTORY,
+    name: str, system: SystemConfig, *, align: int = 600, history: int = HISTORY
 ) -> Experiment:
     """A system that is fine-tuned from the shared encoder and decoder.
 
@@ -95,9 +91,9 @@ def system(
     )
 
 
-def reading(name: str, *, align: int = 600, history: int = HISTORY, **parts: Any) -> Experiment:
-    """A system that reads the encoder by cross-attention, but for some parts of it."""
-    return system(name, CROSS.model_copy(update=parts), align=align, history=history)
+def reading(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
+    """A system that reads the encoder by cross-attention, but for the parts that are given."""
+    return system(name, CROSS.model_copy(update=parts), history=history)
 
 
 def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
@@ -108,7 +104,7 @@ def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
 def sweep() -> Sweep:
     main = [
         encoder(),
-        system("cross_attention", CROSS),
+        reading("cross_attention"),
         told("no_context"),
         told("text_10", text_history=10),
         told("text_50", text_history=50),
@@ -116,13 +112,15 @@ def sweep() -> Sweep:
     words = [
         told("text_summary", text_summary=True),
         told("text_200", text_history=200, history=200),
+        reading("cross_attention_text_10", text_history=10),
     ]
-    words += [reading("cross_attention_text_10", text_history=10)]
     latents = [
-        reading(f"latents_{n}", perceiver=LATENTS.model_copy(update={"latents": n}))
-        for n in (1, 4, 16, 64)
+        *(
+            reading(f"latents_{n}", perceiver=LATENTS.model_copy(update={"latents": n}))
+            for n in (1, 4, 16, 64)
+        ),
+        reading("soft_prompt", fusion="soft_prompt", perceiver=LATENTS),
     ]
-    latents += [reading("soft_prompt", fusion="soft_prompt", perceiver=LATENTS)]
     histories = [reading(f"history_{n}", history=n) for n in (25, 100, 200)]
     strategies = [
         reading("train_encoder", strategy="encoder"),

@@ -45,7 +45,7 @@ def starts(
     def repeated(ids: Sequence[int] | np.ndarray) -> Int[Array, "B T"]:
         return jnp.tile(jnp.asarray(ids, jnp.int32), (batch, 1))
 
-    question, makers = repeated(prompt.question), {}
+    question = repeated(prompt.question)
 
     def cold() -> Start:
         return lambda: answer(reader, question, tokens, **prompt.memory(batch))
