@@ -359,6 +359,7 @@ class WarmupConfig(StageConfig):
     """The stage in which the decoder learns words."""
 
     tokens: NonNegativeInt = 0  # of a row; 0: as many as fine-tuning's have at most
+    practice: PositiveInt = 1  # times that each question stands among the texts
 
 
 class PretrainConfig(StageConfig):

@@ -138,7 +138,7 @@ def warmup(run: Run) -> Params:
     )
     prompts = tokenizer.prompts([question.prompt for question in asked])
     answers = tokenizer.answers([question.answer for question in asked])
-    documents = [p + a for p, a in zip(prompts, answers, strict=True)]
+    documents = [p + a for p, a in zip(prompts, answers, strict=True)] * config.practice
     documents += [[*ids, tokenizer.eos] for ids in tokenizer.prompts(run.texts.training)]
     source = pipeline.Documents(documents, config.tokens or run.experiment.finetune.max_tokens)
     make_model = run.make_model(SystemConfig(streams=()))
