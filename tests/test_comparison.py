@@ -1,14 +1,16 @@
 """What experiments come to side by side, against means taken by hand."""
 
 import csv
+import struct
 import xml.etree.ElementTree as ET
+import zlib
 from statistics import mean, stdev
 
 import pytest
 from runs_made import EXPERIMENT
 
 from user_llm.config import FigureConfig, Sweep
-from user_llm.evaluation import comparison, report
+from user_llm.evaluation import charts, comparison, report
 
 RECALL, PERPLEXITY = "test/next_item/recall_at_10", "test/text/perplexity"
 FIGURES = (
@@ -84,3 +86,19 @@ def test_a_sweep_ends_in_a_page_and_a_file_for_each_figure(rows, tmp_path):
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["1.svg", "2.svg"]
     assert "next item, recall@10 against history" in (tmp_path / "figures/1.svg").read_text()
+    comparison.write(tmp_path, pixels=True)
+    for name, paper in (("1.png", b"\xff\xff\xff\xff"), ("1_dark.png", b"\x0d\x11\x17\xff")):
+        size, corner = read_png((tmp_path / "figures" / name).read_bytes())
+        assert size == (2 * charts.WIDTH, 2 * charts.HEIGHT) and corner == paper
+
+
+def read_png(content):
+    """A picture's width and height, and the red, green, blue and opacity of its first pixel."""
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    at, told, data = 8, b"", b""
+    while at < len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        body = content[at + 8 : at + 8 + length]
+        told, data = (body if kind == b"IHDR" else told), data + body * (kind == b"IDAT")
+        at += 12 + length
+    return struct.unpack(">II", told[:8]), zlib.decompress(data)[1:5]

@@ -41,6 +41,19 @@ def make(tokenizer, data, tasks, *, history=4, max_tokens=512, **told):
     )
 
 
+def test_a_next_item_is_one_token_where_items_are_tokens(tokenizer):
+    data = timelines_made.dataset([[3, 1, 4, 1, 5], [9, 2, 6]])
+    source = make(tokenizer, data, {"next_item": 1.0}, first_item=500)
+    rows = np.arange(len(source))
+    batch, (prompt,) = source.batch(rows, rows), tokenizer.prompts(["The next film:"])
+    for row, weights, target in zip(batch["tokens"], batch["weights"], source.targets, strict=True):
+        there = [*prompt, 500 + data.item[target]]
+        assert row.tolist() == there + [0] * (len(row) - len(there))
+        assert np.flatnonzero(weights).tolist() == [len(prompt)]
+    other = make(tokenizer, data, {"favorite_category": 1.0}, first_item=500)
+    assert other.batch(rows, rows)["tokens"].max() < 500  # what is no item is spelled
+
+
 def fits(task, target):
     return task.fits(np.array([target]))[0]
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from flax import traverse_util
+from flax import nnx, traverse_util
 from runs_made import EXPERIMENT
 
 from user_llm import stages
@@ -20,8 +20,12 @@ from user_llm.config import (
     PretrainConfig,
     WarmupConfig,
 )
+from user_llm.data.features import KNOWN
+from user_llm.data.tasks import NextItem
 from user_llm.evaluation import report
 from user_llm.evaluation.evaluate import evaluate
+from user_llm.evaluation.next_item import seen_items
+from user_llm.evaluation.system import System
 from user_llm.runs import Run
 from user_llm.training import loop, tracking
 
@@ -97,8 +101,20 @@ def same(tree, other):
         ({"fusion": "soft_prompt", "strategy": "encoder"}, TASKS, (), MeshConfig()),
         ({"strategy": "lora", **LORA}, NEXT, (), MeshConfig()),
         ({"fusion": "soft_prompt", "strategy": "projection"}, NEXT, (), MeshConfig()),
+        (
+            {"strategy": "encoder", "item_tokens": True},
+            TASKS,
+            ("no_context", "shuffled_memory"),
+            MeshConfig(data=2, fsdp=2, tensor=2),
+        ),
     ],
-    ids=["cross_attention-full", "soft_prompt-encoder", "cross_attention-lora", "projection"],
+    ids=[
+        "cross_attention-full",
+        "soft_prompt-encoder",
+        "cross_attention-lora",
+        "projection",
+        "item_tokens-encoder",
+    ],
 )
 def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, start):
     run = start(experiment(system, baselines=baselines, tasks=tasks, mesh=shape))
@@ -113,6 +129,29 @@ def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, sta
     page = report.write(run.folder)
     assert all(f">{report.words(name)}<" in page.read_text() for name in rows)
     check_frozen(run, system["strategy"])
+
+
+def test_an_item_that_is_a_token_is_scored_among_all_tokens(start):
+    run = start(experiment({"item_tokens": True}, tasks=NEXT))
+    system, targets = System(run, "user_llm", stages.finetune(run)), run.split.test[:4]
+    task, rows = NextItem(run.dataset), np.arange(4)
+    answers = system.answer(task, targets)
+    assert answers.choices is not None and answers.scores is not None
+    examples = stages.examples(run, "user_llm", targets)
+    prompts = [examples.question(task, target).prompt for target in targets.tolist()]
+    tokens = np.array(run.tokenizer.prompts(prompts), np.int32)
+    model = run.make_model(run.systems["user_llm"])
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))))
+    batch = examples.timelines(rows) | {"tokens": tokens}
+    logits = np.asarray(nnx.merge(graphdef, system.params)(batch), np.float64)[:, -1]
+    words = run.decoder_config.vocab_size
+    assert logits.shape[1] == words + len(run.dataset.items.ids)
+    likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    likely = likely[:, words + KNOWN :]
+    for row, seen in enumerate(seen_items(run.dataset, targets)[:, KNOWN:]):
+        best = np.argsort(-np.where(seen, -np.inf, likely[row]), kind="stable")[:3]
+        assert answers.choices[row].tolist() == best.tolist()
+        np.testing.assert_allclose(answers.scores[row], likely[row, best], rtol=1e-4)
 
 
 def check_costs(rows):

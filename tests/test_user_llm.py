@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from flax.traverse_util import flatten_dict
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
 
 from user_llm.config import LoRAConfig, OptimConfig, SystemConfig
@@ -19,6 +20,7 @@ from user_llm.training.optim import make_optimizer
 CROSSED = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
 SOFT = CROSSED.model_copy(update={"fusion": "soft_prompt"})
 PLAIN = CROSSED.model_copy(update={"streams": ()})
+NAMED = CROSSED.model_copy(update={"item_tokens": True})
 LORA = LoRAConfig(rank=2, targets=("q_proj", "up_proj"))
 BATCH = random_batch(0, (6, 2, 0))
 
@@ -40,8 +42,8 @@ def crossed():
 
 def with_decoder_of(model, other):
     """The model with every parameter of the other's decoder that it has too."""
-    flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
-    given = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(other)))
+    flat = flatten_dict(nnx.to_pure_dict(nnx.state(model)))
+    given = flatten_dict(nnx.to_pure_dict(nnx.state(other)))
     flat = {k: given[k] if k[0] == "decoder" and k in given else v for k, v in flat.items()}
     return nnx.merge(nnx.graphdef(model), traverse_util.unflatten_dict(flat))
 
@@ -137,8 +139,55 @@ def test_contradictory_settings_are_refused():
     bare = PERCEIVER.model_copy(update={"latents": 0})
     with pytest.raises(ValueError, match="needs perceiver.latents > 0"):
         nnx.eval_shape(lambda: make(changed(SOFT, perceiver=bare))(rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"item_tokens .* streams=\(\) has none"):
+        check(changed(NAMED, streams=()))
     for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
         check(fine)
+
+
+def items_in_numpy(params, vectors):
+    """The rows of `ItemTokens`, in float64."""
+
+    def normed(x, weight):
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * weight
+
+    flat = {n: np.asarray(x, np.float64) for n, x in flatten_dict(params, sep=".").items()}
+    up = normed(vectors, flat["projector.norm.weight"]) @ flat["projector.up_proj.kernel"]
+    bent = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))  # gelu
+    further = flat["gate"] * (bent @ flat["projector.down_proj.kernel"])
+    return flat["scale"] * (
+        normed(vectors, flat["norm.weight"]) @ flat["skip_proj.kernel"] + further
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_items_are_tokens_behind_the_words(tied):
+    decoder = DECODER.model_copy(update={"tie_word_embeddings": tied})
+    model, words = random_model(make(NAMED, decoder)), DECODER.vocab_size
+    table = np.asarray(model.streams["timeline"].encoder.embedding.items(), np.float64)
+    rows = items_in_numpy(nnx.to_pure_dict(nnx.state(model.item_tokens)), table)
+    found = np.asarray(logits(model, BATCH))
+    hidden, plain = jax.jit(lambda model: (h := model.hidden(BATCH), model.decoder.logits(h)))(
+        model
+    )
+    np.testing.assert_allclose(found[..., :words], plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found[..., words:], np.float64(hidden) @ rows.T, rtol=1e-4, atol=1e-5
+    )
+    spoken = model.speaker().embed(words + np.arange(len(table))[None])
+    np.testing.assert_allclose(spoken[0], rows, rtol=1e-4, atol=1e-5)
+    assert len(rows) == FEATURES[0].size
+
+
+def test_the_loss_of_an_item_is_by_all_words_and_all_items():
+    model, words = random_model(make(NAMED)), DECODER.vocab_size
+    tokens = BATCH["tokens"].copy()
+    tokens[:, -1] = words + np.array([2, 7, 10])
+    batch = BATCH | {"tokens": tokens, "weights": (np.arange(5) == 4) * np.ones((3, 5), np.float32)}
+    loss, _ = jax.jit(losses.answer)(model, batch, jax.random.key(0))
+    before = np.asarray(logits(model, batch), np.float64)[:, -2]
+    chosen = np.take_along_axis(before, tokens[:, -1:], 1)[:, 0]
+    assert loss == pytest.approx((np.log(np.exp(before).sum(-1)) - chosen).mean(), rel=1e-5)
 
 
 def moving(path, strategy, encoder_frozen):
@@ -146,7 +195,7 @@ def moving(path, strategy, encoder_frozen):
     name = ".".join(map(str, path))
     encoder = name.startswith("streams.timeline.encoder.")
     between = name.startswith(
-        ("streams.timeline.age", "streams.timeline.perceiver.", "projectors.")
+        ("streams.timeline.age", "streams.timeline.perceiver.", "projectors.", "item_tokens.")
     )
     between |= name.startswith("decoder.cross.")
     adapter = name.endswith((".lora_a", ".lora_b"))
@@ -170,16 +219,16 @@ def test_a_step_moves_what_its_strategy_names_and_leaves_the_rest_bit_for_bit(
     strategy, frozen, mesh
 ):
     lora = LORA if strategy == "lora" else LoRAConfig()
-    system = changed(CROSSED, strategy=strategy, encoder_frozen=bool(frozen), lora=lora)
+    system = changed(NAMED, strategy=strategy, encoder_frozen=bool(frozen), lora=lora)
     tx, grid = make_optimizer(OptimConfig(learning_rate=1e-2), 2), mesh()
     graphdef, abstract, init = setup(make(system), tx, trained(system), grid)
     state = init(jax.random.key(0))
     step = make_train_step(graphdef, losses.answer, tx, abstract)
-    before = jax.tree.map(np.array, traverse_util.flatten_dict(state.params))
+    before = jax.tree.map(np.array, flatten_dict(state.params))
     with jax.set_mesh(grid):
         for _ in range(2):  # at the first, lora_b is zero and lora_a has no gradient
             state, _ = step(state, BATCH, jax.random.key(0))
-    after = traverse_util.flatten_dict(state.params)
+    after = flatten_dict(state.params)
     assert before.keys() == after.keys()
     for path, value in before.items():
         same = np.array_equal(value, after[path])

@@ -195,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", "score a run's model and its baselines on the test users")
     report = add("report", "write a run's report as one HTML page")
+    report.add_argument("--png", action="store_true", help="draw a sweep's figures as PNGs too")
 
     benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
     benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)

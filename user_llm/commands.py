@@ -174,10 +174,17 @@ def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
     print(rectools.table(rectools.compare(Run.open(folder), python, epochs=epochs)))
 
 
-def write_report(folder: Path) -> None:
-    """Writes the page of a run or of a sweep."""
+def write_report(folder: Path, png: bool = False) -> None:
+    """Writes the page of a run or of a sweep, of this with its figures as pixels if asked.
+
+    Raises:
+      ValueError: pixels are asked for of a run, which has no figures of its own.
+    """
     swept = (folder / comparison.SWEEP).is_file()
-    print(f"report: {comparison.write(folder) if swept else report.write(folder)}")
+    if png and not swept:
+        raise ValueError(f"{folder} is not of a sweep, whose figures alone are drawn as --png")
+    path = comparison.write(folder, pixels=png) if swept else report.write(folder)
+    print(f"report: {path}")
 
 
 def store(made: Run, config: str) -> None:

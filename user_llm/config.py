@@ -52,6 +52,7 @@ class DataConfig(Config):
     name: str = "world"  # or movielens, amazon_reviews, google_local, sequences, table
     version: str = ""  # the builder's variant, such as 1m
     source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
+    noun: str = "film"  # what questions call an item
     users: PositiveInt = 2000  # of the world
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
     protocol: Protocol = "stable_leave_one_out"
@@ -305,6 +306,7 @@ class SystemConfig(Config):
     encoder_frozen: bool = False  # whatever the strategy; with "projection" it is always
     text_history: NonNegativeInt = 0  # events of the history written into the prompt
     text_summary: bool = False  # a summary of the history is written there, before those events
+    item_tokens: bool = False  # items are tokens behind the vocabulary's, and next items one each
 
 
 class OptimConfig(Config):

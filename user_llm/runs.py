@@ -201,8 +201,8 @@ class Run:
         """The experiment's system and the baselines that are fine-tuned the same way."""
         own = self.experiment.system
         judged = self.experiment.evaluation
-        plain = {"streams": (), "text_history": 0}
-        told = {"streams": (), "text_history": judged.text_history}
+        plain = {"streams": (), "text_history": 0, "item_tokens": False}
+        told = plain | {"text_history": judged.text_history}
         baselines = {"no_context": plain, "text_prompt": told}
         return {"user_llm": own} | {
             name: own.model_copy(update=changes)

@@ -50,12 +50,24 @@ def axes(*names: str | None) -> dict[str, Any]:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Places an activation by the same rules; does nothing outside a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Places an activation by the same rules; does nothing outside a mesh.
+
+    A dimension that its mesh axes do not divide stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(
-        x, P(*(RULES[name] if name else None for name in names))
-    )
+    sized = zip(names, x.shape, strict=True)
+    return jax.lax.with_sharding_constraint(x, P(*(dividing(mesh, n, size) for n, size in sized)))
+
+
+def dividing(mesh: Any, name: str | None, *sizes: int) -> str | tuple[str, ...] | None:
+    """The mesh axes of a dimension of that name; None where they do not divide its sizes."""
+    if name is None:
+        return None
+    axes = RULES[name]
+    shards = math.prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))
+    return None if any(size % shards for size in sizes) else axes
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -68,13 +80,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     def place(x):
         named = isinstance(x, nnx.Variable)
         names = x.get_metadata().get("out_sharding", ()) if named else ()
-        wanted = [None] * (len(x.shape) - len(names)) + [RULES[n] if n else None for n in names]
-        fits = [
-            a is not None and n % mesh.shape[a] == 0 for a, n in zip(wanted, x.shape, strict=True)
-        ]
-        sharding = NamedSharding(
-            mesh, P(*(a if fit else None for a, fit in zip(wanted, fits, strict=True)))
-        )
+        named_dims = zip([None] * (len(x.shape) - len(names)) + list(names), x.shape, strict=True)
+        sharding = NamedSharding(mesh, P(*(dividing(mesh, n, size) for n, size in named_dims)))
         return x.replace(sharding) if named else sharding
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -119,12 +126,8 @@ def on_shards(f: Callable[..., jax.Array], names: Sequence[str], *arrays: jax.Ar
     if mesh.empty:
         return f(*arrays)
 
-    def split(i: int, name: str):
-        axes = RULES[name]
-        shards = math.prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))
-        return None if any(x.shape[i] % shards for x in arrays) else axes
-
-    spec = P(*(split(i, name) for i, name in enumerate(names)))
+    sizes = [[x.shape[i] for x in arrays] for i in range(len(names))]
+    spec = P(*(dividing(mesh, n, *own) for n, own in zip(names, sizes, strict=True)))
     specs = {"in_specs": (spec,) * len(arrays), "out_specs": spec}
     return jax.shard_map(f, **specs, check_vma=False)(*arrays)
 

@@ -266,7 +266,8 @@ def tasks(
 ) -> dict[Task, float]:
     """The experiment's tasks with their shares; `data` and `stops` are what they know."""
     shares = run.experiment.finetune.tasks
-    return {TASKS[name](data or run.dataset, stops=stops): x for name, x in shares.items()}
+    noun = run.experiment.data.noun
+    return {TASKS[name](data or run.dataset, noun, stops): x for name, x in shares.items()}
 
 
 def examples(
@@ -290,6 +291,7 @@ def examples(
         max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
         text_history=system.text_history,
         text_summary=system.text_summary,
+        first_item=run.decoder_config.vocab_size if system.item_tokens else None,
     )
 
 
@@ -302,7 +304,7 @@ def training_examples(
     """
     data, stops = run.training
     targets = timelines.training_targets(stops, data.offsets)
-    asked = {only(data, stops=stops): 1.0} if only else tasks(run, data, stops)
+    asked = {only(data, run.experiment.data.noun, stops): 1.0} if only else tasks(run, data, stops)
     targets = targets[fitting(asked, targets)]
     return examples(run, name, targets, data=data, asked=asked, history=history)
 

@@ -3,9 +3,8 @@
 USER_LLM_DATA=... user-llm run configs/language_model/films.py
 USER_LLM_DATA=... user-llm sweep configs/movielens_1m/systems.py --record
 
-Every system begins with the same encoder and the same decoder and learns from as many examples. A
-memory takes half an hour on a CPU core, words an hour for 10 events and several for 50 or 200. Some
-are run at a time with `--only 'latents_*'` and the like.
+Every system begins with the same encoder and the same decoder and learns from as many examples,
+the main ones with three seeds. Some are run at a time with `--only 'latents_*'` and the like.
 """
 
 from pathlib import Path
@@ -15,6 +14,7 @@ from user_llm.cli import load_config
 from user_llm.config import (
     CrossAttentionConfig,
     EncoderConfig,
+    EncoderKind,
     EvaluationConfig,
     Experiment,
     FigureConfig,
@@ -30,7 +30,7 @@ from user_llm.config import (
     encoder_only,
 )
 
-RUNS, HISTORY = "runs/systems", 50
+RUNS, HISTORY, SEEDS = "runs/systems", 50, 3
 LANGUAGE = load_config(str(Path(__file__).parents[1] / "language_model" / "films.py"))
 ENCODER = EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=256, gated=True, dropout=0.2)
 CROSS = SystemConfig(
@@ -43,11 +43,11 @@ TOLD = SystemConfig(streams=())  # the history in words, if at all
 RATE = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20)
 
 
-def encoder() -> Experiment:
+def encoder(kind: EncoderKind = "autoregressive", gated: bool = True) -> Experiment:
     return encoder_only(
-        name="encoder",
+        name="encoder" if kind == ENCODER.kind else f"encoder_{kind}",
         data=LANGUAGE.data,
-        encoder=ENCODER,
+        encoder=ENCODER.model_copy(update={"kind": kind, "gated": gated}),
         pretrain=PretrainConfig(
             steps=1600,
             batch_size=32,
@@ -59,17 +59,24 @@ def encoder() -> Experiment:
 
 
 def system(
-    name: str, system: SystemConfig, *, align: int = 600, history: int = HISTORY
+    name: str,
+    system: SystemConfig,
+    *,
+    read: Experiment | None = None,
+    align: int = 300,
+    history: int = HISTORY,
 ) -> Experiment:
-    """A system that is fine-tuned from the shared encoder and decoder.
+    """A system that is fine-tuned from the shared decoder and an encoder that is `read`.
 
     In `align` steps before, the decoder learns to name what a state points at.
     """
+    read = read or encoder()
     return Experiment(
         name=name,
         data=LANGUAGE.data,
-        encoder=ENCODER,
-        encoder_from=f"{RUNS}/encoder/seed-0",
+        encoder=read.encoder,
+        encoder_from=f"{RUNS}/{read.name}/seed-0" if read.pretrain.steps else "",
+        pretrain=PretrainConfig(steps=0),
         language_model=LANGUAGE.language_model.model_copy(
             update={"from_run": f"runs/{LANGUAGE.name}"}
         ),
@@ -77,13 +84,13 @@ def system(
         warmup=WarmupConfig(steps=0),
         align=StageConfig(steps=align, batch_size=64, optim=RATE, checkpoint_every=100),
         finetune=FinetuneConfig(
-            steps=600,
-            batch_size=32,
+            steps=200,
+            batch_size=16,
             optim=RATE,
             tasks={"next_item": 0.7, "future_favorite_category": 0.3},
             history=history,
             max_tokens=32,
-            checkpoint_every=100,
+            checkpoint_every=50,
         ),
         evaluation=EvaluationConfig(
             users=1000, beam=20, baselines=("shuffled_memory",), text_tokens=4000
@@ -91,9 +98,11 @@ def system(
     )
 
 
-def reading(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
-    """A system that reads the encoder by cross-attention, but for the parts that are given."""
-    return system(name, CROSS.model_copy(update=parts), history=history)
+def reading(
+    name: str, *, read: Experiment | None = None, history: int = HISTORY, **parts: Any
+) -> Experiment:
+    """A system that reads an encoder by cross-attention, but for the parts that are given."""
+    return system(name, CROSS.model_copy(update=parts), read=read, history=history)
 
 
 def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
@@ -103,12 +112,13 @@ def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
 
 def sweep() -> Sweep:
     main = [
-        encoder(),
         reading("cross_attention"),
+        reading("history_200", history=200),
         told("no_context"),
         told("text_10", text_history=10),
         told("text_50", text_history=50),
     ]
+    seeds = [one.model_copy(update={"seed": seed}) for seed in range(SEEDS) for one in main]
     words = [
         told("text_summary", text_summary=True),
         told("text_200", text_history=200, history=200),
@@ -121,15 +131,33 @@ def sweep() -> Sweep:
         ),
         reading("soft_prompt", fusion="soft_prompt", perceiver=LATENTS),
     ]
-    histories = [reading(f"history_{n}", history=n) for n in (25, 100, 200)]
+    histories = [reading(f"history_{n}", history=n) for n in (25, 100)]
+    untrained = encoder().model_copy(update={"pretrain": PretrainConfig(steps=0)})
+    others = [encoder("dual"), encoder("bert4rec", gated=False)]
+    encoders = [
+        *others,
+        *(reading(f"read_{one.encoder.kind}", read=one) for one in others),
+        reading("read_untrained", read=untrained),
+    ]
     strategies = [
         reading("train_encoder", strategy="encoder"),
         reading("train_lora", strategy="lora", lora=ADAPTERS),
         reading("train_projection", strategy="projection"),
         reading("train_all_but_encoder", encoder_frozen=True),
+        reading("item_tokens", item_tokens=True),
+        reading("item_tokens_train_encoder", item_tokens=True, strategy="encoder"),
+        reading("item_tokens_train_lora", item_tokens=True, strategy="lora", lora=ADAPTERS),
     ]
     return Sweep(
-        experiments=(*main, *words, *latents, *histories, *strategies),
+        experiments=(
+            encoder(),
+            *seeds,
+            *words,
+            *latents,
+            *histories,
+            *encoders,
+            *strategies,
+        ),
         figures=(
             FigureConfig(
                 title="Longer histories",
@@ -166,6 +194,7 @@ def sweep() -> Sweep:
                     "all but the decoder": "train_encoder",
                     "adapters": "train_lora",
                     "the projection": "train_projection",
+                    "with items as tokens": "item_tokens*",
                 },
                 label="perplexity of plain texts afterwards",
                 scale="log",

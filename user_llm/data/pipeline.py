@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from user_llm.data.dataset import Dataset, gather
-from user_llm.data.tasks import Question, Task, history_text, summary_text
+from user_llm.data.tasks import NextItem, Question, Task, history_text, summary_text
 from user_llm.data.text import Tokenizer, join, pad
 from user_llm.data.timelines import histories, spread
 from user_llm.sharding import batch_sharding, replicated
@@ -105,6 +105,7 @@ class Examples:
       max_tokens: of a row at most; fewer where 99% of a sample of the examples need fewer.
       text_history: events of it that the prompt spells out.
       text_summary: whether the prompt begins with a summary of it.
+      first_item: the token of item 0, where items are tokens; otherwise next items are spelled.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Examples:
         max_tokens: int,
         text_history: int = 0,
         text_summary: bool = False,
+        first_item: int | None = None,
     ):
         self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
         self.tasks, shares = list(tasks), np.array(list(tasks.values()))
         self.shares = np.cumsum(shares / shares.sum())
         self.history, self.limit = history, max_tokens
         self.text_history, self.text_summary = text_history, text_summary
+        self.first_item = first_item
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -139,12 +142,17 @@ class Examples:
         return min(self.limit, 8 * math.ceil(np.quantile(needed, 0.99) / 8))
 
     def _tokens(self, rows: Rows, seeds: Rows) -> tuple[list[list[int]], list[list[int]]]:
-        questions = [
-            self.question(self._draw(target, seed), target)
-            for target, seed in zip(self.targets[rows].tolist(), seeds.tolist(), strict=True)
-        ]
+        targets = self.targets[rows].tolist()
+        tasks = [self._draw(*drawn) for drawn in zip(targets, seeds.tolist(), strict=True)]
+        asked = list(zip(tasks, targets, strict=True))
+        questions = [self.question(*one) for one in asked]
         prompts = self.tokenizer.prompts([question.prompt for question in questions])
-        return prompts, self.tokenizer.answers([question.answer for question in questions])
+        answers = self.tokenizer.answers([question.answer for question in questions])
+        if self.first_item is not None:
+            for row, (task, target) in enumerate(asked):
+                if isinstance(task, NextItem):
+                    answers[row] = [self.first_item + int(self.dataset.item[target])]
+        return prompts, answers
 
     def timelines(self, rows: Rows) -> Arrays:
         """The events and segments of these examples' histories."""

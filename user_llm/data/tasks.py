@@ -57,6 +57,10 @@ class Task(ABC):
         """All possible answers, where they can be listed."""
         return ()
 
+    def called(self, event: int) -> str:
+        """The title of an event's item; the noun, where it has none."""
+        return self.dataset.items.titles[self.dataset.item[event]] or f"a {self.noun}"
+
 
 class NextItem(Task):
     """The title of the next item."""
@@ -119,8 +123,7 @@ class RatingPrediction(Task):
         return rated & super().fits(targets)
 
     def ask(self, history: Indices, target: int) -> Question:
-        title = self.dataset.items.titles[self.dataset.item[target]]
-        return Question(f"The stars for {title}:", stars(self.dataset, target))
+        return Question(f"The stars for {self.called(target)}:", stars(self.dataset, target))
 
     def candidates(self) -> tuple[str, ...]:
         ratings = self.dataset.ratings
@@ -139,8 +142,7 @@ class ReviewGeneration(Task):
     def ask(self, history: Indices, target: int) -> Question:
         data = self.dataset
         given = "" if data.ratings is None else f" ({stars(data, target)} stars)"
-        title = data.items.titles[data.item[target]]
-        return Question(f"Review of {title}{given}:", data.review(target))
+        return Question(f"Review of {self.called(target)}{given}:", data.review(target))
 
 
 TASKS: dict[str, type[Task]] = {

@@ -13,16 +13,19 @@ from user_llm.evaluation.records import write_atomically
 
 RESULTS, SWEEP = "results.csv", "sweep.json"  # in a sweep's folder
 OWN = "user_llm"  # the system that an experiment is about
-COLORS = 5  # of lines
+COLORS = 6  # of lines
 
 Row = dict[str, str]  # of the tidy file: an experiment's metric for a system, and its fields
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, *, pixels: bool = False) -> Path:
     """Writes `report.html` into a sweep's folder, and each figure as an SVG into `figures`.
+
+    With `pixels` as PNGs too, on white and, with `_dark` in their names, on black.
 
     Raises:
       ValueError: no experiment of the sweep is finished.
+      ImportError: as `charts.png`.
     """
     with (folder / RESULTS).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -34,6 +37,9 @@ def write(folder: Path) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     for nth, figure in enumerate(figures, 1):
         write_atomically(folder / "figures" / f"{nth}.svg", charts.svg(figure["chart"]))
+        for name, palette in (("", charts.LIGHT), ("_dark", charts.DARK)) if pixels else ():
+            drawn = charts.png(figure["chart"], palette)
+            write_atomically(folder / "figures" / f"{nth}{name}.png", drawn)
     facts = {name: rows[-1].get(name) for name in ("date", "device", "commit", "dataset")}
     page = report.render(
         kind="sweep",

@@ -61,7 +61,8 @@ def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
     before = targets - run.dataset.offsets[user_of(targets, run.dataset.offsets)]
     events = np.minimum(before, run.experiment.finetune.history).tolist()
     inputs = tuple(run.dataset.inputs)
-    shape = Shape(run.systems[system.name], run.decoder_config, run.experiment.encoder, inputs)
+    asked, speaker = run.systems[system.name], system.generator.config
+    shape = Shape(asked, speaker, run.experiment.encoder, inputs)
     flops = [shape.memory(h) + shape.first_token(t, h) for t, h in zip(tokens, events, strict=True)]
     return {
         "cost/prompt_tokens": float(np.mean(tokens)),
@@ -157,7 +158,7 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     data, examples = run.dataset, stages.examples(run, system.name, targets)
     shares: list[np.ndarray] = []
     if system.crossed:
-        task = NextItem(data)
+        task = NextItem(data, run.experiment.data.noun)
         prompts = run.tokenizer.prompts(
             [examples.question(task, t).prompt for t in targets.tolist()]
         )

@@ -92,7 +92,7 @@ def made(shape: Shape, weights: Path, prompts: Mapping[int, Told]) -> Subject:
     graphdef, state = nnx.split(jax.jit(lambda: make(rngs=nnx.Rngs(0)))())
     params = nnx.to_pure_dict(state)
     params["decoder"] = load_decoder(weights, params["decoder"])
-    generator = Generator(nnx.merge(graphdef, params).decoder)
+    generator = Generator(nnx.merge(graphdef, params).speaker())
 
     @jax.jit
     def remember(params, batch):
@@ -144,7 +144,7 @@ def of_run(run: Run, histories: Iterable[int], decoder: Path | None = None) -> S
 
 def prompt(run: Run, reader: System, history: int) -> Prompt | None:
     """What the first of the test's users with such a history is asked."""
-    offsets, task = run.dataset.offsets, NextItem(run.dataset)
+    offsets, task = run.dataset.offsets, NextItem(run.dataset, run.experiment.data.noun)
     enough = run.split.test[run.split.test - offsets[user_of(run.split.test, offsets)] >= history]
     if history > run.experiment.encoder.window or not len(enough):
         return None

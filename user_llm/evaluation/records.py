@@ -90,11 +90,11 @@ def commit(folder: Path) -> str:
         return "unknown"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all, in the place of what was there."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, in the place of what was there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class System:
         make_model = run.make_model(run.systems[name])
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
         model = nnx.merge(graphdef, params)
-        self.generator = Generator(model.decoder)
+        self.generator = Generator(model.speaker())
         self.crossed = model.decoder.cross is not None
 
         @jax.jit
@@ -130,4 +130,7 @@ class System:
     def _catalog(self, task: Task) -> Catalog | None:
         if not (names := task.candidates()):
             return None
-        return Catalog(self.run.tokenizer.answers(names), self.run.decoder_config.vocab_size)
+        words, size = self.run.decoder_config.vocab_size, self.generator.config.vocab_size
+        if isinstance(task, NextItem) and size > words:
+            return Catalog(np.arange(words + KNOWN, size)[:, None], size)
+        return Catalog(self.run.tokenizer.answers(names), size)

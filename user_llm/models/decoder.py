@@ -232,6 +232,21 @@ class Decoder(nnx.Module):
         """The stacked blocks as [groups, layers of a group, ...]."""
         return jax.tree.map(lambda p: p.reshape(self.groups, -1, *p.shape[1:]), self.layers)
 
+    def extended(self, rows: Float[Array, "I D"]) -> "Decoder":
+        """A copy whose vocabulary goes on with these rows, as embeddings and in the head."""
+        copy = nnx.clone(self)
+        copy.config = self.config.model_copy(
+            update={"vocab_size": self.config.vocab_size + len(rows)}
+        )
+        table = self.embed_tokens[...]
+        copy.embed_tokens = nnx.Param(jnp.concatenate([table, rows.astype(table.dtype)]))
+        if copy.lm_head is not None:
+            kernel = copy.lm_head.kernel[...]
+            copy.lm_head.kernel = nnx.Param(
+                jnp.concatenate([kernel, rows.T.astype(kernel.dtype)], axis=1)
+            )
+        return copy
+
     def unstacked(self, *, int8: bool = False) -> "Decoder":
         """A copy that generation unrolls, with every kernel as it reads it, perhaps in int8.
 

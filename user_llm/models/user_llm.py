@@ -23,8 +23,27 @@ class Projector(nnx.Module):
         self.up_proj = Linear(inputs, outputs, ("embed", "mlp"), rngs=rngs)
         self.down_proj = Linear(outputs, outputs, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B M D"]) -> Float[Array, "B M W"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... W"]:
         return self.down_proj(jax.nn.gelu(self.up_proj(self.norm(x))))
+
+
+class ItemTokens(nnx.Module):
+    """Items as tokens of a decoder, made of what an encoder knows of them.
+
+    A residual projector, which begins as a linear map: neither the decoder's words nor how it was
+    taught them are touched. Source: SeqLLM, arXiv 2608.03063.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(inputs)
+        self.skip_proj = Linear(inputs, outputs, ("embed", "mlp"), rngs=rngs)
+        self.projector = Projector(inputs, outputs, rngs=rngs)
+        self.gate = nnx.Param(jnp.zeros(()))
+        self.scale = nnx.Param(jnp.full((), 0.02))  # that of freshly initialised words
+
+    def __call__(self, items: Float[Array, "I E"]) -> Float[Array, "I D"]:
+        x = self.norm(items)
+        return self.scale[...] * (self.skip_proj(x) + self.gate[...] * self.projector(x))
 
 
 class UserLLM(nnx.Module):
@@ -57,6 +76,21 @@ class UserLLM(nnx.Module):
             lora=system.lora,
             rngs=rngs,
         )
+        self.item_tokens = (
+            ItemTokens(encoder.embed, decoder.hidden_size, rngs=rngs)
+            if system.item_tokens
+            else None
+        )
+
+    def speaker(self) -> Decoder:
+        """The decoder with all that it can say: behind its words the items, where they are tokens.
+
+        Item i of the data set is token `decoder.config.vocab_size` + i.
+        """
+        if self.item_tokens is None:
+            return self.decoder
+        items = self.streams["timeline"].encoder.embedding.items()
+        return self.decoder.extended(self.item_tokens(items.astype(jnp.float32)))
 
     def memories(self, batch: dict[str, Any]) -> dict[str, Memory]:
         """What each stream knows of the batch's users; depends on the users alone."""
@@ -77,7 +111,7 @@ class UserLLM(nnx.Module):
 
     def read(self, batch: dict[str, Any], memory: Memory | None) -> Float[Array, "B T D"]:
         """The same, given the memory."""
-        x = self.decoder.embed(batch["tokens"])
+        x = self.speaker().embed(batch["tokens"])
         if memory is None or self.system.fusion == "cross_attention":
             return self.decoder.hidden(x, memory)
         prefixed = jnp.concatenate([memory.tokens, x], axis=1)
@@ -98,7 +132,7 @@ class UserLLM(nnx.Module):
 
     def __call__(self, batch: dict[str, Any]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
-        return self.decoder.logits(self.hidden(batch))
+        return self.speaker().logits(self.hidden(batch))
 
 
 def check(system: SystemConfig) -> None:
@@ -114,6 +148,8 @@ def check(system: SystemConfig) -> None:
         )
     if system.fusion == "soft_prompt" and system.streams and not system.perceiver.latents:
         raise ValueError("fusion='soft_prompt' needs perceiver.latents > 0: a prompt has no holes")
+    if system.item_tokens and not system.streams:
+        raise ValueError("item_tokens are made by a stream's encoder; streams=() has none")
 
 
 def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:

@@ -142,6 +142,6 @@ def answer(model: UserLLM, batch: dict, key: Key[Array, ""]) -> tuple[Float[Arra
     hidden = model.hidden(batch)[:, :-1]
     targets, weights = batch["tokens"][:, 1:], batch["weights"][:, 1:]
     softcap = model.decoder.config.final_logit_softcapping
-    total = cross_entropy(hidden, model.decoder.head(), targets, weights, softcap)
+    total = cross_entropy(hidden, model.speaker().head(), targets, weights, softcap)
     count = weights.sum()
     return total / jnp.maximum(count, 1), {"tokens": count}

@@ -1,6 +1,6 @@
 """The encoder alone on Amazon Sports and Outdoors, as in `beauty.py`: item ids only.
 
-USER_LLM_DATA=... user-llm run configs/amazon/sports.py --seeds 3 --record
+USER_LLM_DATA=... user-llm run configs/amazon_reviews/sports.py --seeds 3 --record
 
 1 CPU core beside other work, 59 to 80 minutes a seed. Test, mean of 3 seeds: recall_at_10 0.0554
 ±0.0006, ndcg_at_10 0.0319 ±0.0002. Of what eSASRec (arXiv 2508.06450) publishes, the best recall is

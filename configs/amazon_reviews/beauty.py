@@ -1,6 +1,6 @@
 """The encoder alone on Amazon Beauty, in the 5-core sequences that S3-Rec ships: item ids only.
 
-USER_LLM_DATA=... user-llm run configs/amazon/beauty.py --seeds 3 --record
+USER_LLM_DATA=... user-llm run configs/amazon_reviews/beauty.py --seeds 3 --record
 
 The source is a folder with S3-Rec's `Beauty.txt`.
 
