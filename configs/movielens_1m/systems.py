@@ -33,9 +33,10 @@ from user_llm.config import (
 RUNS, HISTORY, SEEDS = "runs/systems", 50, 3
 LANGUAGE = load_config(str(Path(__file__).parents[1] / "language_model" / "films.py"))
 ENCODER = EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=256, gated=True, dropout=0.2)
+EACH = CrossAttentionConfig(every=1, heads=8, gate=0.5)
 CROSS = SystemConfig(
     perceiver=PerceiverConfig(latents=0),  # one memory token per event
-    cross_attention=CrossAttentionConfig(every=1, heads=8, gate=0.5),
+    cross_attention=EACH,
 )
 LATENTS = PerceiverConfig(latents=16, layers=2, heads=8)
 ADAPTERS = LoRAConfig(rank=8)
@@ -144,6 +145,7 @@ def sweep() -> Sweep:
         reading("train_lora", strategy="lora", lora=ADAPTERS),
         reading("train_projection", strategy="projection"),
         reading("train_all_but_encoder", encoder_frozen=True),
+        reading("cross_attention_once", cross_attention=EACH.model_copy(update={"every": 5})),
         reading("item_tokens", item_tokens=True),
         reading("item_tokens_train_encoder", item_tokens=True, strategy="encoder"),
         reading("item_tokens_train_lora", item_tokens=True, strategy="lora", lora=ADAPTERS),

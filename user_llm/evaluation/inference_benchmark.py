@@ -41,11 +41,11 @@ POSITIONS = 8192  # room for 400 events as text
 DECODERS = {
     "3m": DecoderConfig(
         vocab_size=4096,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        hidden_size=160,
+        intermediate_size=448,
+        num_hidden_layers=8,
+        num_attention_heads=5,
+        num_key_value_heads=5,
         max_position_embeddings=POSITIONS,
     ),
     "100m": LLAMA_100M.model_copy(update={"max_position_embeddings": POSITIONS}),

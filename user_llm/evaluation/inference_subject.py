@@ -73,8 +73,12 @@ class Subject:
 
 
 def published(decoder: DecoderConfig) -> Shape:
-    """The published User-LLM around a decoder: every second layer reads 16 latents."""
-    cross = CrossAttentionConfig(every=2, heads=decoder.num_attention_heads)
+    """The published User-LLM around a decoder.
+
+    Which layers read the memory it leaves open: here every fourth, as Flamingo-9B's read pictures
+    (arXiv 2204.14198).
+    """
+    cross = CrossAttentionConfig(every=4, heads=decoder.num_attention_heads)
     system = SystemConfig(perceiver=PERCEIVER, cross_attention=cross)
     return Shape(system, decoder, ENCODER, FEATURES)
 
