@@ -93,3 +93,10 @@ def test_chart_as_a_file_is_well_formed_and_names_its_lines():
     assert root.tag == f"{svg}svg" and len(root.findall(f".//{svg}path")) == 2
     names = [text.text for text in root.iter(f"{svg}text") if text.get("class") == "name"]
     assert names == ["a", "b & c"]
+
+
+def test_pixels_show_words_too():
+    points = {"": [(1, 2), (3, 5)]}
+    drawn = [charts.line_chart(points, "events", label) for label in ("recall", "accuracy")]
+    one, other = (charts.png(chart) for chart in drawn if chart)
+    assert one != other

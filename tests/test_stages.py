@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
@@ -143,7 +144,8 @@ def test_an_item_that_is_a_token_is_scored_among_all_tokens(start):
     model = run.make_model(run.systems["user_llm"])
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))))
     batch = examples.timelines(rows) | {"tokens": tokens}
-    logits = np.asarray(nnx.merge(graphdef, system.params)(batch), np.float64)[:, -1]
+    read = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))
+    logits = np.asarray(read(system.params, batch), np.float64)[:, -1]
     words = run.decoder_config.vocab_size
     assert logits.shape[1] == words + len(run.dataset.items.ids)
     likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -217,13 +217,20 @@ def png(drawn: Chart, palette: Palette = LIGHT) -> bytes:
       ImportError: what draws them is not installed; it says how to mend that.
     """
     try:
+        from font_roboto import font_directory
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ImportError(
-            "pictures of pixels are drawn by resvg-py; pip install 'user-llm[figures]'"
+            "pictures of pixels want resvg-py and font-roboto; pip install 'user-llm[figures]'"
         ) from error
-    how = {"zoom": 2.0, "background": palette.paper, "font_family": "DejaVu Sans"}
-    return svg_to_bytes(svg_string=svg(drawn, palette), **how)
+    return svg_to_bytes(
+        svg_string=svg(drawn, palette),
+        zoom=2.0,
+        background=palette.paper,
+        skip_system_fonts=True,  # a machine may have none, and words would be left out
+        font_dirs=[font_directory],
+        sans_serif_family="Roboto",
+    )
 
 
 def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
