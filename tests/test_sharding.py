@@ -90,6 +90,14 @@ def test_constrain_places_an_activation_inside_a_mesh(mesh):
     assert x.addressable_shards[0].data.shape == (2, 3, 2)
 
 
+def test_constrain_leaves_whole_what_its_axes_do_not_divide(mesh):
+    grid = mesh(data=2, tensor=4)
+    with jax.set_mesh(grid):
+        x = jax.jit(lambda x: constrain(x, "batch", "vocab"))(jnp.arange(12.0).reshape(2, 6))
+    assert x.sharding.shard_shape(x.shape) == (1, 6)
+    np.testing.assert_array_equal(x, np.arange(12).reshape(2, 6))
+
+
 def test_constrain_without_a_mesh_hands_back_its_argument():
     x = jnp.zeros((3, 5))
     assert constrain(x, "batch", "mlp") is x

@@ -31,6 +31,7 @@ from user_llm.config import (
 )
 
 RUNS, HISTORY, SEEDS = "runs/systems", 50, 3
+CONTROL = ("shuffled_memory",)  # of the main systems
 LANGUAGE = load_config(str(Path(__file__).parents[1] / "language_model" / "films.py"))
 ENCODER = EncoderConfig(window=200, embed=64, layers=2, heads=1, mlp=256, gated=True, dropout=0.2)
 EACH = CrossAttentionConfig(every=1, heads=8, gate=0.5)
@@ -93,9 +94,7 @@ def system(
             max_tokens=32,
             checkpoint_every=50,
         ),
-        evaluation=EvaluationConfig(
-            users=1000, beam=20, baselines=("shuffled_memory",), text_tokens=4000
-        ),
+        evaluation=EvaluationConfig(users=1000, beam=20, baselines=(), text_tokens=4000),
     )
 
 
@@ -119,7 +118,10 @@ def sweep() -> Sweep:
         told("text_10", text_history=10),
         told("text_50", text_history=50),
     ]
-    seeds = [one.model_copy(update={"seed": seed}) for seed in range(SEEDS) for one in main]
+    control = {"evaluation": main[0].evaluation.model_copy(update={"baselines": CONTROL})}
+    seeds = [
+        one.model_copy(update=control | {"seed": seed}) for seed in range(SEEDS) for one in main
+    ]
     words = [
         told("text_summary", text_summary=True),
         told("text_200", text_history=200, history=200),
