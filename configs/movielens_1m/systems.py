@@ -40,7 +40,6 @@ CROSS = SystemConfig(
     cross_attention=EACH,
 )
 LATENTS = PerceiverConfig(latents=16, layers=2, heads=8)
-ADAPTERS = LoRAConfig(rank=8)
 TOLD = SystemConfig(streams=())  # the history in words, if at all
 RATE = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20)
 
@@ -66,6 +65,7 @@ def system(
     *,
     read: Experiment | None = None,
     align: int = 300,
+    steps: int = 200,
     history: int = HISTORY,
 ) -> Experiment:
     """A system that is fine-tuned from the shared decoder and an encoder that is `read`.
@@ -86,7 +86,7 @@ def system(
         warmup=WarmupConfig(steps=0),
         align=StageConfig(steps=align, batch_size=64, optim=RATE, checkpoint_every=100),
         finetune=FinetuneConfig(
-            steps=200,
+            steps=steps,
             batch_size=16,
             optim=RATE,
             tasks={"next_item": 0.7, "future_favorite_category": 0.3},
@@ -98,16 +98,14 @@ def system(
     )
 
 
-def reading(
-    name: str, *, read: Experiment | None = None, history: int = HISTORY, **parts: Any
-) -> Experiment:
+def reading(name: str, parts: dict[str, Any] | None = None, **how: Any) -> Experiment:
     """A system that reads an encoder by cross-attention, but for the parts that are given."""
-    return system(name, CROSS.model_copy(update=parts), read=read, history=history)
+    return system(name, CROSS.model_copy(update=parts), **how)
 
 
-def told(name: str, *, history: int = HISTORY, **parts: Any) -> Experiment:
+def told(name: str, parts: dict[str, Any] | None = None, **how: Any) -> Experiment:
     """A system without a memory, which is told of the history in words, if at all."""
-    return system(name, TOLD.model_copy(update=parts), align=0, history=history)
+    return system(name, TOLD.model_copy(update=parts), align=0, **how)
 
 
 def sweep() -> Sweep:
@@ -115,24 +113,28 @@ def sweep() -> Sweep:
         reading("cross_attention"),
         reading("history_200", history=200),
         told("no_context"),
-        told("text_10", text_history=10),
-        told("text_50", text_history=50),
+        told("text_10", {"text_history": 10}),
+        told("text_50", {"text_history": 50}),
     ]
     control = {"evaluation": main[0].evaluation.model_copy(update={"baselines": CONTROL})}
     seeds = [
         one.model_copy(update=control | {"seed": seed}) for seed in range(SEEDS) for one in main
     ]
+    longer = [  # each about as long as `text_50`
+        reading("cross_attention_longer", align=1000, steps=2000),
+        told("text_10_longer", {"text_history": 10}, steps=1000),
+    ]
     words = [
-        told("text_summary", text_summary=True),
-        told("text_200", text_history=200, history=200),
-        reading("cross_attention_text_10", text_history=10),
+        told("text_summary", {"text_summary": True}),
+        told("text_200", {"text_history": 200}, history=200),
+        reading("cross_attention_text_10", {"text_history": 10}),
     ]
     latents = [
         *(
-            reading(f"latents_{n}", perceiver=LATENTS.model_copy(update={"latents": n}))
+            reading(f"latents_{n}", {"perceiver": LATENTS.model_copy(update={"latents": n})})
             for n in (1, 4, 16, 64)
         ),
-        reading("soft_prompt", fusion="soft_prompt", perceiver=LATENTS),
+        reading("soft_prompt", {"fusion": "soft_prompt", "perceiver": LATENTS}),
     ]
     histories = [reading(f"history_{n}", history=n) for n in (25, 100)]
     untrained = encoder().model_copy(update={"pretrain": PretrainConfig(steps=0)})
@@ -142,20 +144,23 @@ def sweep() -> Sweep:
         *(reading(f"read_{one.encoder.kind}", read=one) for one in others),
         reading("read_untrained", read=untrained),
     ]
+    adapted = {"strategy": "lora", "lora": LoRAConfig(rank=8)}
+    once = EACH.model_copy(update={"every": 5})
     strategies = [
-        reading("train_encoder", strategy="encoder"),
-        reading("train_lora", strategy="lora", lora=ADAPTERS),
-        reading("train_projection", strategy="projection"),
-        reading("train_all_but_encoder", encoder_frozen=True),
-        reading("cross_attention_once", cross_attention=EACH.model_copy(update={"every": 5})),
-        reading("item_tokens", item_tokens=True),
-        reading("item_tokens_train_encoder", item_tokens=True, strategy="encoder"),
-        reading("item_tokens_train_lora", item_tokens=True, strategy="lora", lora=ADAPTERS),
+        reading("train_encoder", {"strategy": "encoder"}),
+        reading("train_lora", adapted),
+        reading("train_projection", {"strategy": "projection"}),
+        reading("train_all_but_encoder", {"encoder_frozen": True}),
+        reading("cross_attention_once", {"cross_attention": once}),
+        reading("item_tokens", {"item_tokens": True}),
+        reading("item_tokens_train_encoder", {"item_tokens": True, "strategy": "encoder"}),
+        reading("item_tokens_train_lora", {"item_tokens": True, **adapted}),
     ]
     return Sweep(
         experiments=(
             encoder(),
             *seeds,
+            *longer,
             *words,
             *latents,
             *histories,
