@@ -167,14 +167,12 @@ def test_items_are_tokens_behind_the_words(tied):
     table = np.asarray(model.streams["timeline"].encoder.embedding.items(), np.float64)
     rows = items_in_numpy(nnx.to_pure_dict(nnx.state(model.item_tokens)), table)
     found = np.asarray(logits(model, BATCH))
-    hidden, plain = jax.jit(lambda model: (h := model.hidden(BATCH), model.decoder.logits(h)))(
-        model
-    )
+    hidden = jax.jit(lambda model, batch: model.hidden(batch))(model, BATCH)
+    plain = jax.jit(lambda model, x: model.decoder.logits(x))(model, hidden)
     np.testing.assert_allclose(found[..., :words], plain, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        found[..., words:], np.float64(hidden) @ rows.T, rtol=1e-4, atol=1e-5
-    )
-    spoken = model.speaker().embed(words + np.arange(len(table))[None])
+    by_hand = np.asarray(hidden, np.float64) @ rows.T
+    np.testing.assert_allclose(found[..., words:], by_hand, rtol=1e-4, atol=1e-5)
+    spoken = model.speaker().embed(words + jnp.arange(len(table))[None])
     np.testing.assert_allclose(spoken[0], rows, rtol=1e-4, atol=1e-5)
     assert len(rows) == FEATURES[0].size
 

@@ -4,6 +4,7 @@ As a program, writes the prompts and the text prompt's decoder of a run for the 
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -76,9 +77,10 @@ def published(decoder: DecoderConfig) -> Shape:
     """The published User-LLM around a decoder.
 
     Which layers read the memory it leaves open: here every fourth, as Flamingo-9B's read pictures
-    (arXiv 2204.14198).
+    (arXiv 2204.14198), or every second where four do not divide them.
     """
-    cross = CrossAttentionConfig(every=4, heads=decoder.num_attention_heads)
+    every = math.gcd(4, decoder.num_hidden_layers)
+    cross = CrossAttentionConfig(every=every, heads=decoder.num_attention_heads)
     system = SystemConfig(perceiver=PERCEIVER, cross_attention=cross)
     return Shape(system, decoder, ENCODER, FEATURES)
 

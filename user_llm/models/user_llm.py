@@ -42,8 +42,8 @@ class ItemTokens(nnx.Module):
         self.scale = nnx.Param(jnp.full((), 0.02))  # that of freshly initialised words
 
     def __call__(self, items: Float[Array, "I E"]) -> Float[Array, "I D"]:
-        x = self.norm(items)
-        return self.scale[...] * (self.skip_proj(x) + self.gate[...] * self.projector(x))
+        straight = self.skip_proj(self.norm(items))
+        return self.scale[...] * (straight + self.gate[...] * self.projector(items))
 
 
 class UserLLM(nnx.Module):
