@@ -100,3 +100,10 @@ def test_pixels_show_words_too():
     drawn = [charts.line_chart(points, "events", label) for label in ("recall", "accuracy")]
     one, other = (charts.png(chart) for chart in drawn if chart)
     assert one != other
+
+
+def test_the_last_tick_is_whole():
+    chart = charts.line_chart({"": [(1000, 1), (20000, 2)]}, "x", "y", "log")
+    assert chart is not None
+    place, text = chart.x_ticks[-1]
+    assert text == "20,000" and place + len(text) * charts.NAME_WIDTH / 2 <= charts.WIDTH

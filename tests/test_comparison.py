@@ -2,6 +2,7 @@
 
 import csv
 import struct
+import sys
 import xml.etree.ElementTree as ET
 import zlib
 from statistics import mean, stdev
@@ -9,6 +10,7 @@ from statistics import mean, stdev
 import pytest
 from runs_made import EXPERIMENT
 
+from user_llm import commands
 from user_llm.config import FigureConfig, Sweep
 from user_llm.evaluation import charts, comparison, report
 
@@ -102,3 +104,24 @@ def read_png(content):
         told, data = (body if kind == b"IHDR" else told), data + body * (kind == b"IDAT")
         at += 12 + length
     return struct.unpack(">II", told[:8]), zlib.decompress(data)[1:5]
+
+
+def test_pixels_that_cannot_be_drawn_are_refused_before_anything_is_written(
+    rows, tmp_path, monkeypatch
+):
+    sweep = Sweep(experiments=(EXPERIMENT.model_copy(update={"name": "m_50"}),))
+    figures = (FIGURES[1],)
+    (tmp_path / comparison.SWEEP).write_text(
+        sweep.model_copy(update={"figures": figures}).model_dump_json()
+    )
+    with (tmp_path / comparison.RESULTS).open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ValueError, match=r"pip install 'user-llm\[figures\]'"):
+        commands.write_report(tmp_path, png=True)
+    assert not (tmp_path / "figures").exists() and not (tmp_path / report.PAGE).exists()
+    (tmp_path / comparison.SWEEP).unlink()
+    with pytest.raises(ValueError, match="is not of a sweep"):
+        commands.write_report(tmp_path, png=True)

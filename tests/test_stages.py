@@ -3,12 +3,13 @@
 import json
 import math
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
-from runs_made import EXPERIMENT
+from runs_made import EXPERIMENT, held_out_run
 
 from user_llm import stages
 from user_llm.config import (
@@ -200,6 +201,25 @@ def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, dat
     wide = {name for name, x in found.items() if x.dtype.name == "float32"}
     assert wide == found.keys() - read.keys()
     assert all(np.any(found[name]) for name in wide if name.endswith("lora_b"))
+
+
+def test_a_warm_up_asks_as_often_as_told_and_calls_items_by_their_noun(tmp_path, mesh, monkeypatch):
+    read = []
+    monkeypatch.setattr(stages.pipeline, "Documents", lambda documents, _: read.append(documents))
+    monkeypatch.setattr(stages, "batches", lambda *_: iter)
+    monkeypatch.setattr(stages, "train", lambda *_: {})
+    run = held_out_run(tmp_path, mesh())
+    for noun, practice in (("film", 1), ("product", 3)):
+        data = run.experiment.data.model_copy(update={"noun": noun})
+        config = run.experiment.warmup.model_copy(update={"practice": practice})
+        run.experiment = run.experiment.model_copy(update={"data": data, "warmup": config})
+        stages.warmup(run)
+    once, often = (Counter(map(run.tokenizer.decode, documents)) for documents in read)
+    films = {text: n for text, n in once.items() if text.startswith("The next film:")}
+    assert films and not any(text.startswith("The next film:") for text in often)
+    assert all(often[text.replace("film", "product", 1)] == 3 * n for text, n in films.items())
+    told = [text for text in once if not text.startswith("The ")]
+    assert told and all(often[text] == once[text] for text in told)
 
 
 def test_a_language_model_comes_from_another_run(base, start):

@@ -40,6 +40,15 @@ def test_next_item_asks_for_the_title_of_the_target(data):
     assert task.candidates() == tuple(timelines_made.title(i) for i in range(EVENTS))
 
 
+def test_an_item_without_a_title_is_called_by_the_noun(data):
+    items = replace(data.items, titles=("",) * len(data.items.titles))
+    untitled = replace(data, items=items)
+    for task in (RatingPrediction, ReviewGeneration):
+        asked = [task(x, noun="product").ask(np.arange(3), 3).prompt for x in (data, untitled)]
+        assert asked[1] == asked[0].replace(timelines_made.title(3), "a product")
+        assert timelines_made.title(3) in asked[0]
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, EVENTS - 1), max_size=12), st.integers(0, EVENTS - 1))
 def test_favorite_category_is_the_most_frequent_and_of_equals_the_last_seen(data, history, target):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
-from flax.traverse_util import flatten_dict
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
 
 from user_llm.config import LoRAConfig, OptimConfig, SystemConfig
@@ -45,7 +45,7 @@ def with_decoder_of(model, other):
     flat = flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     given = flatten_dict(nnx.to_pure_dict(nnx.state(other)))
     flat = {k: given[k] if k[0] == "decoder" and k in given else v for k, v in flat.items()}
-    return nnx.merge(nnx.graphdef(model), traverse_util.unflatten_dict(flat))
+    return nnx.merge(nnx.graphdef(model), unflatten_dict(flat))
 
 
 def test_a_closed_gate_leaves_the_plain_decoder_bit_for_bit(crossed):

@@ -175,7 +175,7 @@ def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
 
 
 def write_report(folder: Path, png: bool = False) -> None:
-    """Writes the page of a run or of a sweep, of this with its figures as pixels if asked.
+    """Writes the page of a run, or of a sweep with its figures, as pixels too if asked.
 
     Raises:
       ValueError: pixels are asked for of a run, which has no figures of its own.

@@ -120,7 +120,7 @@ def sweep() -> Sweep:
     seeds = [
         one.model_copy(update=control | {"seed": seed}) for seed in range(SEEDS) for one in main
     ]
-    longer = [  # each about as long as `text_50`
+    longer = [  # what is cheap, towards the time that `text_50` takes
         reading("cross_attention_longer", align=1000, steps=2000),
         told("text_10_longer", {"text_history": 10}, steps=1000),
     ]

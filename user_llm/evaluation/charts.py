@@ -135,8 +135,8 @@ def line_chart(
     last = max(a for a, _ in visible)
     x = x.until(last) if x_scale == "linear" and last > x.low else x
     y = Axis.over((b for _, b in visible), y_label, y_scale)
-    room = max(map(len, series)) * NAME_WIDTH + 8 if len(series) > 1 else 12
-    right = WIDTH - room
+    names = max(map(len, series)) * NAME_WIDTH + 8 if len(series) > 1 else 12
+    right = WIDTH - max(names, len(say(x.high)) * NAME_WIDTH / 2)  # half of a tick's own
 
     def place(point: tuple[Number, Number]) -> tuple[float, float]:
         across = LEFT + x(point[0]) * (right - LEFT)
@@ -214,13 +214,13 @@ def png(drawn: Chart, palette: Palette = LIGHT) -> bytes:
     """The same as pixels, twice as many as its measures.
 
     Raises:
-      ImportError: what draws them is not installed; it says how to mend that.
+      ValueError: what draws them is not installed; it says how to mend that.
     """
     try:
         from font_roboto import font_directory
         from resvg_py import svg_to_bytes
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "pictures of pixels want resvg-py and font-roboto; pip install 'user-llm[figures]'"
         ) from error
     return svg_to_bytes(

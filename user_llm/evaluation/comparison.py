@@ -13,7 +13,7 @@ from user_llm.evaluation.records import write_atomically
 
 RESULTS, SWEEP = "results.csv", "sweep.json"  # in a sweep's folder
 OWN = "user_llm"  # the system that an experiment is about
-COLORS = 6  # of lines
+COLORS = len(charts.LIGHT.lines)
 
 Row = dict[str, str]  # of the tidy file: an experiment's metric for a system, and its fields
 
@@ -24,8 +24,7 @@ def write(folder: Path, *, pixels: bool = False) -> Path:
     With `pixels` as PNGs too, on white and, with `_dark` in their names, on black.
 
     Raises:
-      ValueError: no experiment of the sweep is finished.
-      ImportError: as `charts.png`.
+      ValueError: no experiment of the sweep is finished; or as `charts.png`, before any is written.
     """
     with (folder / RESULTS).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -34,12 +33,15 @@ def write(folder: Path, *, pixels: bool = False) -> Path:
     asked = Sweep.model_validate_json((folder / SWEEP).read_text()).figures
     means, deviations = table(rows)
     figures = [drawn for figure in asked if (drawn := draw(figure, rows))]
-    (folder / "figures").mkdir(exist_ok=True)
+    files: dict[str, str | bytes] = {}
     for nth, figure in enumerate(figures, 1):
-        write_atomically(folder / "figures" / f"{nth}.svg", charts.svg(figure["chart"]))
-        for name, palette in (("", charts.LIGHT), ("_dark", charts.DARK)) if pixels else ():
-            drawn = charts.png(figure["chart"], palette)
-            write_atomically(folder / "figures" / f"{nth}{name}.png", drawn)
+        files[f"{nth}.svg"] = charts.svg(figure["chart"])
+        if pixels:
+            files[f"{nth}.png"] = charts.png(figure["chart"])
+            files[f"{nth}_dark.png"] = charts.png(figure["chart"], charts.DARK)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, content in files.items():
+        write_atomically(folder / "figures" / name, content)
     facts = {name: rows[-1].get(name) for name in ("date", "device", "commit", "dataset")}
     page = report.render(
         kind="sweep",

@@ -61,8 +61,8 @@ def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
     before = targets - run.dataset.offsets[user_of(targets, run.dataset.offsets)]
     events = np.minimum(before, run.experiment.finetune.history).tolist()
     inputs = tuple(run.dataset.inputs)
-    asked, speaker = run.systems[system.name], system.generator.config
-    shape = Shape(asked, speaker, run.experiment.encoder, inputs)
+    decoder = system.generator.config  # with the items, where they are tokens
+    shape = Shape(run.systems[system.name], decoder, run.experiment.encoder, inputs)
     flops = [shape.memory(h) + shape.first_token(t, h) for t, h in zip(tokens, events, strict=True)]
     return {
         "cost/prompt_tokens": float(np.mean(tokens)),

@@ -130,7 +130,8 @@ class System:
     def _catalog(self, task: Task) -> Catalog | None:
         if not (names := task.candidates()):
             return None
-        words, size = self.run.decoder_config.vocab_size, self.generator.config.vocab_size
-        if isinstance(task, NextItem) and size > words:
-            return Catalog(np.arange(words + KNOWN, size)[:, None], size)
+        size = self.generator.config.vocab_size
+        if isinstance(task, NextItem) and self.run.systems[self.name].item_tokens:
+            first = self.run.decoder_config.vocab_size
+            return Catalog(np.arange(first + KNOWN, size)[:, None], size)
         return Catalog(self.run.tokenizer.answers(names), size)

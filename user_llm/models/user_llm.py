@@ -31,7 +31,7 @@ class ItemTokens(nnx.Module):
     """Items as tokens of a decoder, made of what an encoder knows of them.
 
     A residual projector, which begins as a linear map: neither the decoder's words nor how it was
-    taught them are touched. Source: SeqLLM, arXiv 2608.03063.
+    taught them are touched. Source of the idea: SeqLLM, arXiv 2608.03063; gate and scale are ours.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
