@@ -102,6 +102,16 @@ def test_cross_entropy_never_holds_all_logits(monkeypatch):
     assert not any(f"f32[{shape},{VOCAB}]" in program for shape in ("3,40", "120", "20,6"))
 
 
+def test_chunks_in_which_nothing_counts_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(losses, "chunk_size", lambda width: 6)
+    hidden, head, targets, weights = in_jax(case(3, 8))
+    hidden, weights = hidden.at[:, 4:].set(jnp.nan), weights.at[:, 4:].set(0).at[:, 0].set(1)
+    gradient = jax.jit(jax.value_and_grad(losses.cross_entropy, argnums=(0, 1)))
+    loss, (by_hidden, by_head) = gradient(hidden, head, targets, weights)
+    assert np.isfinite(loss) and np.isfinite(by_head).all()
+    assert by_hidden[:, 0].all() and not by_hidden[:, 4:].any()
+
+
 def in_jax(arrays):
     kinds = (jnp.float32, jnp.float32, jnp.int32, jnp.float32)
     return [jnp.array(x, kind) for x, kind in zip(arrays, kinds, strict=True)]

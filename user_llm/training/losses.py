@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from user_llm.config import ObjectiveConfig
 from user_llm.models.encoders.base import Encoder
 from user_llm.models.encoders.bert4rec import BERT4RecEncoder
+from user_llm.models.layers import picked
 from user_llm.models.user_llm import UserLLM
 from user_llm.training.objectives import (
     FIRST_KNOWN,
@@ -139,8 +140,11 @@ def answer(model: UserLLM, batch: dict, key: Key[Array, ""]) -> tuple[Float[Arra
 
     `weights[b, t]` belongs to the prediction of `tokens[b, t]`.
     """
-    hidden = model.hidden(batch)[:, :-1]
     targets, weights = batch["tokens"][:, 1:], batch["weights"][:, 1:]
+    # What counts comes first, so that most chunks of a long prompt hold nothing else.
+    order = jnp.argsort(weights <= 0, axis=1)
+    hidden = picked(model.hidden(batch), order)
+    targets, weights = picked(targets, order), picked(weights, order)
     softcap = model.decoder.config.final_logit_softcapping
     total = cross_entropy(hidden, model.speaker().head(), targets, weights, softcap)
     count = weights.sum()

@@ -38,7 +38,8 @@ def summed(
     """The weighted sum of an objective's losses, and by its gradient that of table and queries.
 
     [B, T, V] never exists: each chunk's gradient is made along with its loss, while its logits are
-    there. Chunks are of about `size` queries, cut along time, which no mesh axis splits.
+    there. Chunks are of about `size` queries, cut along time, which no mesh axis splits. A chunk in
+    which nothing counts is skipped.
 
     Where queries are `apart`, for nothing is drawn and none is another's negative, every shard of
     the batch has chunks of its own. They meet but once, and not over the table of each chunk.
@@ -61,9 +62,15 @@ def gradients(objective, size, table_and_key, queries, targets, weights):
     table, key = table_and_key
     grad = jax.value_and_grad(partial(chunk_loss, objective), argnums=(0, 1))
 
-    def add(sums, chunk):
+    def counted(sums, chunk):
         loss, (by_table, by_queries) = grad(table, *chunk)
         return (sums[0] + loss, sums[1] + by_table.astype(jnp.float32)), by_queries
+
+    def skipped(sums, chunk):
+        return sums, jnp.zeros_like(chunk[0])
+
+    def add(sums, chunk):
+        return jax.lax.cond((chunk[2] > 0).any(), counted, skipped, sums, chunk)
 
     zeros = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
     chunks = split(size, targets.shape, queries, targets, weights, key)
