@@ -56,7 +56,7 @@ RUN_HISTORIES = (10, 25, 50, 100, 200)
 MEASURED = 2e8  # parameters of a decoder that a CPU is asked to answer with, at most
 PATIENCE = 5.0  # seconds that reading the prompts of those who ask at once may take
 RUN_SYSTEMS = ("user_llm", "user_llm, memory kept", "text_prompt")  # whose first tokens a run times
-REPEATS = 15  # of them
+REPEATS = 5  # of them, at least
 ALONE = (  # who is asked by one user at a time, and what one event more costs
     *("user_llm", "user_llm, memory kept", "user_llm, keys kept", "user_llm, new event"),
     *("text_prompt", "text_prompt, prefix kept", "text_prompt, new event"),
