@@ -35,6 +35,17 @@ DECODER = DecoderConfig(
     head_dim=8,
     max_position_embeddings=64,
 )
+UNTIED = DecoderConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+)
 
 
 def random_model(make, seed=0):

@@ -5,29 +5,17 @@ import math
 
 import jax
 import pytest
+from models_made import UNTIED
 
 from user_llm import commands
-from user_llm.config import DecoderConfig
 from user_llm.evaluation import decode_benchmark, limits, records
 from user_llm.evaluation.peers.decoding import Decoding
-
-TINY = DecoderConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=128,
-    tie_word_embeddings=False,
-)
 
 
 @pytest.mark.slow
 def test_all_sides_are_timed_and_recorded(tmp_path):
     sizes = {"batches": (1, 2), "prompt": 4, "answer": 5, "long_prompt": 16, "repeats": 1}
-    result = decode_benchmark.benchmark(tmp_path, decoder=TINY, rounds=1, **sizes)
+    result = decode_benchmark.benchmark(tmp_path, decoder=UNTIED, rounds=1, **sizes)
     assert json.loads((tmp_path / "benchmark.json").read_text())["rows"] == result["rows"]
     kinds = decode_benchmark.SIDES["cpu" if jax.default_backend() == "cpu" else "other"]
     assert [row["side"] for row in result["rows"]] == list(kinds)
@@ -51,7 +39,7 @@ def test_shares_are_of_what_a_step_reads_and_a_prompt_multiplies():
     work = Decoding("", 64, prompt=4, answer=8, long_prompt=16)
     row = {"decode": {"2": 10.0}, "prefill": 100.0}
     limit = {"bytes_per_second": 1e6, "flops_per_second": 1e9}
-    found = decode_benchmark.shares(row, TINY, work, limit)
+    found = decode_benchmark.shares(row, UNTIED, work, limit)
     projections = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     weights = projections + 2 * 2 * 32 + 32 + 64 * 32  # norms and the head
     cache = 2 * 2 * 2 * 8 * (4 + 4) * 2

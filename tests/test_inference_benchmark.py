@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from models_made import UNTIED
 from runs_made import EXPERIMENT
-from test_decode_benchmark import TINY
 
 from user_llm import commands, stages
 from user_llm.evaluation import (
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_all_systems_are_timed_told_and_recorded(tmp_path, monkeypatch):
-    monkeypatch.setitem(inference_benchmark.DECODERS, "tiny", TINY)
+    monkeypatch.setitem(inference_benchmark.DECODERS, "tiny", UNTIED)
     monkeypatch.setattr(inference_benchmark, "TOGETHER", {2: COLD + WARM})
     asked = {"decoders": ("tiny", "llama3_1b"), "histories": (4,)}
     result = inference_benchmark.benchmark(tmp_path, **asked, **BENCHMARK)
