@@ -14,11 +14,15 @@ from user_llm.data.features import KNOWN
 from user_llm.data.pipeline import Examples
 from user_llm.data.tasks import NextItem, Task
 from user_llm.evaluation.next_item import chunks, seen_items
+from user_llm.inference.buckets import bucket
 from user_llm.inference.catalog import Catalog, beam_search
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
 from user_llm.runs import Run
 from user_llm.training.loop import Params
+
+
+PROMPTS = 2**15  # tokens that are read at a time, unless one prompt alone has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +88,12 @@ class System:
         examples = stages.examples(self.run, self.name, targets)
         remembered = examples if users is None else stages.examples(self.run, self.name, users)
         catalog, found = self._catalog(task), []
-        batches = list(chunks(np.arange(len(targets)), self.run.experiment.evaluation.batch_size))
+        asked = self.prompts([examples.question(task, one).prompt for one in targets.tolist()])
+        longest = bucket(max(map(len, asked), default=1))
+        size = min(self.run.experiment.evaluation.batch_size, max(1, PROMPTS // longest))
+        batches = list(chunks(np.arange(len(targets)), size))
         for rows, length in tqdm(batches, desc=f"{self.name} {task.name}", leave=False):
-            asked = targets[rows].tolist()
-            prompts = self.prompts([examples.question(task, target).prompt for target in asked])
+            prompts = [asked[row] for row in rows]
             memory = self.memory(remembered, rows)
             if catalog is None:
                 found.append(Answers(self._write(prompts, memory)[:length]))
