@@ -21,7 +21,6 @@ from user_llm.models.layers import Memory
 from user_llm.runs import Run
 from user_llm.training.loop import Params
 
-
 PROMPTS = 2**15  # tokens that are read at a time, unless one prompt alone has more
 
 
