@@ -133,7 +133,7 @@ def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, sta
     check_frozen(run, system["strategy"])
 
 
-def test_an_item_that_is_a_token_is_scored_among_all_tokens(start):
+def test_an_item_that_is_a_token_is_scored_among_all_tokens(start, monkeypatch):
     run = start(experiment({"item_tokens": True}, tasks=NEXT))
     system, targets = System(run, "user_llm", stages.finetune(run)), run.split.test[:4]
     task, rows = NextItem(run.dataset), np.arange(4)
@@ -155,6 +155,10 @@ def test_an_item_that_is_a_token_is_scored_among_all_tokens(start):
         best = np.argsort(-np.where(seen, -np.inf, likely[row]), kind="stable")[:3]
         assert answers.choices[row].tolist() == best.tolist()
         np.testing.assert_allclose(answers.scores[row], likely[row, best], rtol=1e-4)
+    monkeypatch.setattr("user_llm.evaluation.system.PROMPTS", 1)  # tokens: one user at a time
+    alone = system.answer(task, targets)
+    np.testing.assert_array_equal(alone.choices, answers.choices)
+    np.testing.assert_allclose(alone.scores, answers.scores, atol=1e-5)
 
 
 def check_costs(rows):

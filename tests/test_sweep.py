@@ -177,6 +177,9 @@ def test_the_command_runs_a_file_and_says_what_failed(ran, tmp_path, monkeypatch
     assert {(record["run"], record["seed"]) for record in kept} == {
         (f"{x.name}/user_llm", x.seed) for x in TABLE.experiments
     }
+    for record in kept:
+        name, _, _ = record["run"].partition("/")
+        assert record["command"] == f"user-llm sweep mine.py --only {name}"
     ran[1]["b/seed-0"] = 1
     (tmp_path / "runs/mine/b/seed-0/report.html").unlink()
     assert cli.main(["sweep", "mine.py"]) == 2

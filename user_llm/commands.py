@@ -86,7 +86,8 @@ def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool)
     if record:
         for experiment in table.experiments:
             if sweeps.finished(place := sweeps.place(folder, experiment)):
-                store(Run.open(place), file)
+                again = f"user-llm sweep {file} --only {experiment.name}"
+                store(Run.open(place), file, again)
     print(f"results: {folder / comparison.RESULTS}")
     write_report(folder)
     if failed:
@@ -187,10 +188,11 @@ def write_report(folder: Path, png: bool = False) -> None:
     print(f"report: {path}")
 
 
-def store(made: Run, config: str) -> None:
+def store(made: Run, config: str, command: str = "") -> None:
     """Adds a run's figures, a record for each system, to the `results.json` beside its config.
 
-    The seconds are those of all the stages that were trained in its folder, interruptions apart.
+    The command is that which makes them again, by default the one that was given. The seconds are
+    those of all the stages that were trained in its folder, interruptions apart.
     """
     experiment, judged = made.experiment, evaluation.read(made)
     logs = made.folder.glob(f"*/{tracking.FILE}")
@@ -199,7 +201,7 @@ def store(made: Run, config: str) -> None:
         record = records.Record(
             run=f"{experiment.name}/{row['system']}",
             config=Path(config).name,
-            command=" ".join(["user-llm", *sys.argv[1:]]),
+            command=command or " ".join(["user-llm", *sys.argv[1:]]),
             commit=judged["commit"],
             date=judged["date"],
             device=judged["device"],
