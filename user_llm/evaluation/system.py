@@ -14,7 +14,7 @@ from user_llm.data.features import KNOWN
 from user_llm.data.pipeline import Examples
 from user_llm.data.tasks import NextItem, Task
 from user_llm.evaluation.next_item import chunks, seen_items
-from user_llm.inference.buckets import bucket
+from user_llm.inference.buckets import row_length
 from user_llm.inference.catalog import Catalog, beam_search
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
@@ -88,7 +88,7 @@ class System:
         remembered = examples if users is None else stages.examples(self.run, self.name, users)
         catalog, found = self._catalog(task), []
         asked = self.prompts([examples.question(task, one).prompt for one in targets.tolist()])
-        longest = bucket(max(map(len, asked), default=1))
+        longest = row_length(max(map(len, asked), default=1))
         size = min(self.run.experiment.evaluation.batch_size, max(1, PROMPTS // longest))
         batches = list(chunks(np.arange(len(targets)), size))
         for rows, length in tqdm(batches, desc=f"{self.name} {task.name}", leave=False):

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.inference.buckets import bucket
+from user_llm.inference.buckets import bucket, row_length
 from user_llm.inference.sampling import Choice, Sampling, add_tokens, choose, seen_tokens
 from user_llm.models.attention import Cache, KVCache
 from user_llm.models.decoder import Decoder, Views
@@ -222,7 +222,7 @@ class Generator:
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
     """Prompts as one array, in a length of few, and how long each is."""
     lengths = [len(prompt) for prompt in prompts]
-    tokens = np.zeros((len(prompts), bucket(max(lengths))), np.int32)
+    tokens = np.zeros((len(prompts), row_length(max(lengths))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return jnp.asarray(tokens), jnp.array(lengths, jnp.int32)
