@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 from jax.sharding import Mesh
 from jaxtyping import install_import_hook
 
@@ -18,6 +19,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Tests compile much and compute little. What they start as processes of their own is optimized.
 jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("user_llm", "beartype.beartype")
+settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,7 @@ def likelihoods(decoder):
 title = st.lists(st.integers(3, 5), min_size=1, max_size=4)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     titles=st.lists(title, min_size=1, max_size=12),
     entries=st.sampled_from([0, 25, 100, 2**24]),  # no dense level, the root, some, all

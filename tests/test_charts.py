@@ -107,3 +107,11 @@ def test_the_last_tick_is_whole():
     assert chart is not None
     place, text = chart.x_ticks[-1]
     assert text == "20,000" and place + len(text) * charts.NAME_WIDTH / 2 <= charts.WIDTH
+
+
+def test_ticks_do_not_touch():
+    ends = [(1.0, 0.1), (2e5, 0.2)]
+    roomy, narrow = ({"a": ends, name: ends} for name in ("b", "a name that is rather long"))
+    drawn = [line_chart(series, "x", "y", "log") for series in (roomy, narrow)]
+    said = [[text for _, text in chart.x_ticks] for chart in drawn if chart]
+    assert said == [["1", "10", "100", "1,000", "10,000", "100,000"], ["1", "100", "10,000"]]

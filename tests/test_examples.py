@@ -58,7 +58,7 @@ def fits(task, target):
     return task.fits(np.array([target]))[0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(LENGTHS, st.integers(1, 6), st.integers(0, 6), st.sampled_from(sorted(TASKS)))
 def test_nothing_shown_is_as_late_as_the_target(tokenizer, lengths, history, told, task):
     data = timelines_made.dataset(timelines_made.lengths_to_items(lengths))
@@ -84,7 +84,7 @@ def test_nothing_shown_is_as_late_as_the_target(tokenizer, lengths, history, tol
             assert not any(review in question.prompt for review in later)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(LENGTHS, st.integers(0, 99), st.integers(8, 80), st.integers(0, 3))
 def test_weights_cover_exactly_the_tokens_of_the_answer(tokenizer, lengths, seed, room, told):
     data = timelines_made.dataset(timelines_made.lengths_to_items(lengths))

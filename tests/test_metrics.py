@@ -45,7 +45,7 @@ def error(pairs):
     ("make", "inputs"),
     [(ranking, RANKS), (accuracy, ANSWERS), (error, ANSWERS), (overlap, TEXTS)],
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_metrics_are_commutative_monoids(make, inputs, data):
     a, b, c = (make(data.draw(inputs)) for _ in range(3))
@@ -56,7 +56,6 @@ def test_metrics_are_commutative_monoids(make, inputs, data):
     assert empty == make([]) and empty.compute() == {}
 
 
-@settings(deadline=None)
 @given(RANKS.filter(len), RANKS)
 def test_ranking_is_the_mean_over_all_answers_however_they_came(first, second):
     metric = ranking(first).merge(ranking(second))
@@ -97,7 +96,7 @@ def test_accuracy_is_the_share_of_equal_answers():
     assert batches[0].merge(batches[1]).compute() == {"accuracy": 0.5}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(TEXTS.filter(len), TEXTS)
 def test_text_overlap_in_parts_is_that_of_the_libraries_on_the_whole(first, second):
     from rouge_score.rouge_scorer import RougeScorer

@@ -27,7 +27,7 @@ def padded(seen):
     return np.array([items + [0] * (6 - len(items)) for items in seen], np.int32)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([2, 4, 9, 16]))
 def test_a_rank_counts_the_unseen_items_that_score_no_lower(case, tile):
     table, seen, targets = case
@@ -44,7 +44,7 @@ def test_a_rank_counts_the_unseen_items_that_score_no_lower(case, tile):
     assert found.tolist() == wanted
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([2, 4, 9, 16]))
 def test_the_best_are_those_of_a_sort(case, tile):
     table, seen, _ = case

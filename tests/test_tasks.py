@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import timelines_made
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from user_llm.data.features import KNOWN
@@ -49,7 +49,6 @@ def test_an_item_without_a_title_is_called_by_the_noun(data):
         assert timelines_made.title(3) in asked[0]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, EVENTS - 1), max_size=12), st.integers(0, EVENTS - 1))
 def test_favorite_category_is_the_most_frequent_and_of_equals_the_last_seen(data, history, target):
     task = FavoriteCategory(data)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from user_llm.data.text import Tokenizer, join, pad
@@ -61,7 +61,6 @@ def test_decode_gives_an_answer_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.answers([text])[0]) == text
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])).map(str.strip))
 def test_decode_gives_any_text_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.answers([text])[0]) == text
@@ -93,7 +92,6 @@ def test_a_tokenizer_without_an_end_is_refused():
 ids = st.lists(st.integers(1, 999), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(ids.filter(bool), ids), min_size=1, max_size=4), st.integers(1, 12))
 def test_pad_cuts_the_oldest_of_the_prompt_first_and_weighs_exactly_the_answer(rows, length):
     batch = pad([p for p, _ in rows], [a for _, a in rows], length)

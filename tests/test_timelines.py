@@ -6,7 +6,7 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from user_llm.config import DataConfig
@@ -19,8 +19,6 @@ from user_llm.data.timelines import (
     user_of,
     windows,
 )
-
-unhurried = settings(deadline=None)  # other work on the machine is no failure
 
 # Users' event times, in order; a user may have no event, and events may share a second.
 timelines = st.lists(
@@ -53,7 +51,6 @@ def pairs(ranges):
     return Counter((e, e + 1) for start, stop in ranges for e in range(start, stop - 1))
 
 
-@unhurried
 @given(timelines, configs)
 def test_leave_one_out_asks_for_the_last_event_and_by_time_for_the_first_after_a_cut(users, config):
     offsets, times = arrays(users)
@@ -81,7 +78,6 @@ def test_leave_one_out_asks_for_the_last_event_and_by_time_for_the_first_after_a
     assert not len(found.cold)
 
 
-@unhurried
 @given(timelines, configs)
 def test_held_out_users_are_in_no_training_event_and_in_no_target_but_the_cold(users, config):
     offsets, times = arrays(users)
@@ -108,7 +104,6 @@ def test_the_share_of_held_out_users_is_met_by_the_seed_alone(share):
     assert cold[0] == cold[1] != cold[2]
 
 
-@unhurried
 @given(timelines, configs, st.sampled_from([0.2, 0.5, 0.9]))
 def test_targets_of_held_out_items_are_set_apart_and_nothing_else_changes(users, config, share):
     offsets, times = arrays(users)
@@ -128,7 +123,6 @@ def test_targets_of_held_out_items_are_set_apart_and_nothing_else_changes(users,
     assert held.new_items.tolist() == sorted(new)
 
 
-@unhurried
 @given(timelines, configs, st.integers(1, 6), st.integers(2, 6))
 def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
     users, config, history, window
@@ -153,7 +147,6 @@ def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
         assert found.train_stop[user] <= target
 
 
-@unhurried
 @given(timelines, configs)
 def test_by_time_trains_on_nothing_as_late_as_any_test_target(users, config):
     offsets, times = arrays(users)
@@ -164,7 +157,6 @@ def test_by_time_trains_on_nothing_as_late_as_any_test_target(users, config):
     assert not trained or not len(asked) or times[trained].max() < asked.min()
 
 
-@unhurried
 @given(timelines, configs)
 def test_training_targets_are_the_training_events_with_one_before_them(users, config):
     offsets, times = arrays(users)
@@ -175,7 +167,6 @@ def test_training_targets_are_the_training_events_with_one_before_them(users, co
     ]
 
 
-@unhurried
 @given(timelines, st.integers(1, 6))
 def test_a_history_is_the_last_events_before_its_target(users, size):
     offsets, times = arrays(users)
@@ -186,7 +177,6 @@ def test_a_history_is_the_last_events_before_its_target(users, size):
         assert row.tolist() == before + [-1] * (size - len(before))
 
 
-@unhurried
 @given(timelines, st.integers(2, 7))
 def test_each_pair_of_neighbours_lies_in_exactly_one_window(users, size):
     offsets, _ = arrays(users)
@@ -199,7 +189,6 @@ def test_each_pair_of_neighbours_lies_in_exactly_one_window(users, size):
     assert ends <= set(cut[:, 1].tolist())  # short windows are the oldest ones
 
 
-@unhurried
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(2, 7)), max_size=25), st.integers(7, 12))
 def test_packed_rows_hold_each_window_once_side_by_side(starts_and_lengths, size):
     cut = np.array([(a, a + n) for a, n in starts_and_lengths], np.int64).reshape(-1, 2)

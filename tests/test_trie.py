@@ -19,7 +19,7 @@ def compiled(sequences, entries=2**24):
     return jax.tree.map(np.asarray, table), fans
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=30),
     st.sampled_from([0, 9, 60, 2**24]),

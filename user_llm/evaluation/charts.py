@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -159,7 +160,7 @@ def line_chart(
         y,
         right,
         tuple(lines),
-        tuple((place((tick, y.low))[0], say(tick)) for tick in x.ticks),
+        _thinned([(place((tick, y.low))[0], say(tick)) for tick in x.ticks]),
         tuple((place((x.low, tick))[1], say(tick)) for tick in y.ticks),
         f"{y_label} against {x_label}. " + "; ".join(line.markers[-1][2] for line in lines),
     )
@@ -231,6 +232,18 @@ def png(drawn: Chart, palette: Palette = LIGHT) -> bytes:
         font_dirs=[font_directory],
         sans_serif_family="Roboto",
     )
+
+
+def _thinned(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
+    """Every tick of an axis from left to right, or every second or third, until none touch."""
+    for stride in range(1, len(ticks)):
+        kept = ticks[::stride]
+        if all(
+            right - left > (len(text) + len(following)) / 2 * NAME_WIDTH
+            for (left, text), (right, following) in pairwise(kept)
+        ):
+            return tuple(kept)
+    return tuple(ticks[:1])
 
 
 def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
