@@ -76,8 +76,8 @@ class Subject:
 def published(decoder: DecoderConfig) -> Shape:
     """The published User-LLM around a decoder.
 
-    Which layers read the memory it leaves open: here every fourth, as Flamingo-9B's read pictures
-    (arXiv 2204.14198), or every second where four do not divide them.
+    Which layers read the memory it leaves open: here every fourth, as OpenFlamingo-9B's read
+    pictures (says its model card), or every second where four do not divide them.
     """
     every = math.gcd(4, decoder.num_hidden_layers)
     cross = CrossAttentionConfig(every=every, heads=decoder.num_attention_heads)
