@@ -109,6 +109,12 @@ def same(tree, other):
             ("no_context", "shuffled_memory"),
             MeshConfig(data=2, fsdp=2, tensor=2),
         ),
+        (
+            {"fusion": "none", "strategy": "encoder", "item_tokens": True, "text_history": 2},
+            NEXT,
+            (),
+            MeshConfig(),
+        ),
     ],
     ids=[
         "cross_attention-full",
@@ -116,6 +122,7 @@ def same(tree, other):
         "cross_attention-lora",
         "projection",
         "item_tokens-encoder",
+        "item_tokens-none",
     ],
 )
 def test_a_run_ends_in_a_table_and_a_report(system, tasks, baselines, shape, start):

@@ -141,6 +141,8 @@ def test_contradictory_settings_are_refused():
         nnx.eval_shape(lambda: make(changed(SOFT, perceiver=bare))(rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"item_tokens .* streams=\(\) has none"):
         check(changed(NAMED, streams=()))
+    with pytest.raises(ValueError, match=r"fusion='none' leaves the streams unread"):
+        check(changed(CROSSED, fusion="none"))
     for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
         check(fine)
 
@@ -175,6 +177,19 @@ def test_items_are_tokens_behind_the_words(tied):
     spoken = model.speaker().embed(words + jnp.arange(len(table))[None])
     np.testing.assert_allclose(spoken[0], rows, rtol=1e-4, atol=1e-5)
     assert len(rows) == FEATURES[0].size
+
+
+def test_items_can_be_all_that_a_stream_lends():
+    model = random_model(make(changed(NAMED, fusion="none")))
+    plain = with_decoder_of(random_model(make(PLAIN), seed=1), model)
+    found, words = logits(model, BATCH), DECODER.vocab_size
+    np.testing.assert_allclose(found[..., :words], logits(plain, BATCH), rtol=1e-5, atol=1e-6)
+    table = np.asarray(model.streams["timeline"].encoder.embedding.items(), np.float64)
+    rows = items_in_numpy(nnx.to_pure_dict(nnx.state(model.item_tokens)), table)
+    hidden = jax.jit(lambda model, batch: model.hidden(batch))(model, BATCH)
+    np.testing.assert_allclose(found[..., words:], hidden @ rows.T, rtol=1e-4, atol=1e-5)
+    other = BATCH | {"events": random_batch(1, (6, 2, 0))["events"]}
+    np.testing.assert_array_equal(logits(model, other), found)
 
 
 def test_the_loss_of_an_item_is_by_all_words_and_all_items():

@@ -22,7 +22,7 @@ Dtype = Literal["float32", "bfloat16"]
 Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
-Fusion = Literal["cross_attention", "soft_prompt"]
+Fusion = Literal["cross_attention", "soft_prompt", "none"]
 Task = Literal[
     "next_item",
     "favorite_category",
@@ -307,6 +307,16 @@ class SystemConfig(Config):
     text_history: NonNegativeInt = 0  # events of the history written into the prompt
     text_summary: bool = False  # a summary of the history is written there, before those events
     item_tokens: bool = False  # items are tokens behind the vocabulary's, and next items one each
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the decoder reads a memory; of fusion "none" it has the items at most."""
+        return bool(self.streams) and self.fusion != "none"
+
+    @property
+    def crossed(self) -> bool:
+        """Whether it does so by cross-attention, else the memory stands before the prompt."""
+        return self.remembers and self.fusion == "cross_attention"
 
 
 class OptimConfig(Config):

@@ -208,7 +208,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
     source = training_examples(run, name)
 
     def given(random: Params) -> Params:
-        aligned = system.streams and run.experiment.align.steps
+        aligned = system.remembers and run.experiment.align.steps
         return align(run) if aligned else pretrained(run, system)
 
     stage = Stage(

@@ -133,6 +133,7 @@ def sweep() -> Sweep:
         told("text_summary", {"text_summary": True}),
         told("text_200", {"text_history": 200}, history=200),
         reading("item_tokens_text_10", ITEMS | {"text_history": 10}),
+        reading("text_10_item_tokens", ITEMS | {"text_history": 10, "fusion": "none"}),
     ]
     latents = [
         *(
@@ -191,6 +192,7 @@ def sweep() -> Sweep:
                     "memory": "item_tokens latents_*",
                     "memory, names spelled": "cross_attention",
                     "text": "text_10 text_50 text_200",
+                    "text, items as tokens": "text_10_item_tokens",
                     "summary": "text_summary",
                     "memory and text": "item_tokens_text_10",
                     "neither": "no_context",

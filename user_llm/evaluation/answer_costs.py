@@ -43,14 +43,10 @@ class Shape:
         told = {name: part.model_dump(mode="json") for name, part in parts.items()}
         return told | {"features": [x.model_dump(mode="json") for x in self.features]}
 
-    @property
-    def crossed(self) -> bool:
-        return bool(self.system.streams) and self.system.fusion == "cross_attention"
-
     def memory_tokens(self, events: int) -> int:
         """Those of a user's memory: the latents and the newest event, or every event."""
         latents = self.system.perceiver.latents
-        return (latents + 1 if latents else events) if self.system.streams else 0
+        return (latents + 1 if latents else events) if self.system.remembers else 0
 
     def memory(self, events: int, known: int = 0) -> int:
         """Operations that make a user's memory in the decoder's width.
@@ -58,7 +54,7 @@ class Shape:
         Args:
           known: events of which the encoder has kept its keys and values.
         """
-        if not self.system.streams:
+        if not self.system.remembers:
             return 0
         width, latents = 2 * self.encoder.embed, self.system.perceiver.latents
         newest = 2 * width * events if latents else 0  # which a product picks
@@ -72,7 +68,7 @@ class Shape:
     def first_token(self, question: int, events: int) -> int:
         """Operations from a kept memory to the logits after the question."""
         memory = self.memory_tokens(events)
-        if not self.crossed:
+        if not self.system.crossed:
             return self.text(memory + question)
         made = flops.cross_keys_values(self.decoder, self.system.cross_attention, memory)
         return made + self.first_token_of_keys(question, events)
@@ -80,7 +76,7 @@ class Shape:
     def first_token_of_keys(self, question: int, events: int) -> int:
         """The same from the keys and values that the decoder makes of a memory."""
         memory = self.memory_tokens(events)
-        if not self.crossed:
+        if not self.system.crossed:
             return self.text(question, memory)
         cross = self.system.cross_attention
         read = flops.cross_attention(self.decoder, cross, question, memory)
@@ -89,7 +85,7 @@ class Shape:
     def step(self, before: int, events: int) -> int:
         """Operations of one more token after those before, for the reader of a memory."""
         memory = self.memory_tokens(events)
-        if not self.crossed:
+        if not self.system.crossed:
             return self.text(1, memory + before)
         cross = self.system.cross_attention
         return self.text(1, before) + flops.cross_attention(self.decoder, cross, 1, memory)
@@ -106,7 +102,7 @@ class Shape:
 
     def key_bytes(self, events: int) -> int:
         """What the keys and values that the decoder makes of a memory take."""
-        if not self.crossed:
+        if not self.system.crossed:
             return self.cache_bytes(self.memory_tokens(events))
         cross, width = self.system.cross_attention, self.decoder.hidden_size
         groups, inner = self.decoder.num_hidden_layers // cross.every, width // cross.heads
@@ -135,7 +131,7 @@ def rows(shape: Shape, sizes: Sizes) -> list[dict[str, Any]]:
     """
     events, question = sizes.history, sizes.question
     reads, warm = shape.memory(events), shape.first_token(question, events)
-    before = 0 if shape.crossed else shape.memory_tokens(events)
+    before = 0 if shape.system.crossed else shape.memory_tokens(events)
     causal = shape.encoder.kind != "bert4rec"
     ours = {
         "history": events,

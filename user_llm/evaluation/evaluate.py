@@ -108,7 +108,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         figures[name] = foretold(run, run.systems[name], system.params)
         if "next_item" in groups:
             costs[name] = cost(run, system, *groups["next_item"])
-        remembers = name == "user_llm" and run.systems[name].streams
+        remembers = name == "user_llm" and run.systems[name].remembers
         if remembers and "shuffled_memory" in judged.baselines:
             answers["shuffled_memory"] = {
                 group: system.answer(task, events, np.roll(events, len(events) // 2))
@@ -157,7 +157,7 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     """The histories of some users, and what each cross-attention looks at when it is asked."""
     data, examples = run.dataset, stages.examples(run, system.name, targets)
     shares: list[np.ndarray] = []
-    if system.crossed:
+    if system.config.crossed:
         task = NextItem(data, run.experiment.data.noun)
         prompts = run.tokenizer.prompts(
             [examples.question(task, t).prompt for t in targets.tolist()]

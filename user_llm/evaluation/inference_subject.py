@@ -107,7 +107,7 @@ def made(shape: Shape, weights: Path, prompts: Mapping[int, Told]) -> Subject:
 
     def memory(history: int, users: int) -> Context:
         found = remember(params, random_events(shape.features, users, history))
-        return {"memory": found} if shape.crossed else {"prefix": found}
+        return {"memory": found} if shape.system.crossed else {"prefix": found}
 
     asked = {
         history: Prompt(told.tokens[told.kept :].tolist(), told, partial(memory, history))

@@ -53,11 +53,11 @@ class System:
 
     def __init__(self, run: Run, name: str, params: Params):
         self.run, self.name, self.params = run, name, params
-        make_model = run.make_model(run.systems[name])
+        self.config = run.systems[name]
+        make_model = run.make_model(self.config)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
         model = nnx.merge(graphdef, params)
         self.generator = Generator(model.speaker())
-        self.crossed = model.decoder.cross is not None
 
         @jax.jit
         def memory(params, batch):
@@ -71,11 +71,11 @@ class System:
         self._memory, self.attention = memory, attention
 
     def memory(self, examples: Examples, rows: Int[np.ndarray, " B"]) -> Context:
-        """The memory of these examples' users; empty for a system without streams."""
-        if not self.run.systems[self.name].streams:
+        """The memory of these examples' users; empty for a system that reads none."""
+        if not self.config.remembers:
             return {}
         found = self._memory(self.params, examples.timelines(rows))
-        return {"memory": found} if self.crossed else {"prefix": found}
+        return {"memory": found} if self.config.crossed else {"prefix": found}
 
     def answer(
         self,
@@ -136,7 +136,7 @@ class System:
         if not (names := task.candidates()):
             return None
         size = self.generator.config.vocab_size
-        if isinstance(task, NextItem) and self.run.systems[self.name].item_tokens:
+        if isinstance(task, NextItem) and self.config.item_tokens:
             first = self.run.decoder_config.vocab_size
             return Catalog(np.arange(first + KNOWN, size)[:, None], size)
         return Catalog(self.run.tokenizer.answers(names), size)

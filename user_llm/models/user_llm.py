@@ -60,7 +60,6 @@ class UserLLM(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check(system)
-        crossed = bool(system.streams) and system.fusion == "cross_attention"
         self.system = system
         streams = {}
         if "timeline" in system.streams:
@@ -72,7 +71,7 @@ class UserLLM(nnx.Module):
         )
         self.decoder = Decoder(
             decoder,
-            cross_attention=system.cross_attention if crossed else None,
+            cross_attention=system.cross_attention if system.crossed else None,
             lora=system.lora,
             rngs=rngs,
         )
@@ -97,8 +96,8 @@ class UserLLM(nnx.Module):
         return {name: stream(batch) for name, stream in self.streams.items()}
 
     def fuse(self, memories: dict[str, Memory]) -> Memory | None:
-        """All memories side by side in the decoder's width; None without streams."""
-        if not memories:
+        """All memories side by side in the decoder's width; None where none is read."""
+        if not self.system.remembers:
             return None
         dtype = self.decoder.config.dtype
         tokens = [self.projectors[n](m.tokens.astype(dtype)) for n, m in memories.items()]
@@ -112,7 +111,7 @@ class UserLLM(nnx.Module):
     def read(self, batch: dict[str, Any], memory: Memory | None) -> Float[Array, "B T D"]:
         """The same, given the memory."""
         x = self.speaker().embed(batch["tokens"])
-        if memory is None or self.system.fusion == "cross_attention":
+        if memory is None or self.system.crossed:
             return self.decoder.hidden(x, memory)
         prefixed = jnp.concatenate([memory.tokens, x], axis=1)
         return self.decoder.hidden(prefixed)[:, memory.tokens.shape[1] :]
@@ -146,10 +145,12 @@ def check(system: SystemConfig) -> None:
             f"strategy={system.strategy!r} with lora.rank={system.lora.rank}: "
             "adapters and the strategy 'lora' come together"
         )
-    if system.fusion == "soft_prompt" and system.streams and not system.perceiver.latents:
+    if system.remembers and not system.crossed and not system.perceiver.latents:
         raise ValueError("fusion='soft_prompt' needs perceiver.latents > 0: a prompt has no holes")
     if system.item_tokens and not system.streams:
         raise ValueError("item_tokens are made by a stream's encoder; streams=() has none")
+    if system.streams and not system.remembers and not system.item_tokens:
+        raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")
 
 
 def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:
