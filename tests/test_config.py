@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from user_llm import config
 from user_llm.config import (
+    CrossAttentionConfig,
     DataConfig,
     DecoderConfig,
     EncoderConfig,
@@ -69,6 +70,7 @@ def test_a_value_out_of_range_is_refused_by_name(part, fields):
     [
         (EncoderConfig, {"embed": 64, "heads": 3}, "encoder.embed=64 must be a multiple"),
         (EncoderConfig, {"embed": 6, "heads": 2}, "encoder.embed=6 must be a multiple"),
+        (CrossAttentionConfig, {"heads": 4, "kv_heads": 3}, "heads=4 must be a multiple of kv"),
         (
             DecoderConfig,
             {"num_attention_heads": 4, "num_key_value_heads": 3},

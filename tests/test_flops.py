@@ -42,7 +42,7 @@ DECODER = DecoderConfig(
     head_dim=32,
     max_position_embeddings=128,
 )
-CROSS = CrossAttentionConfig(every=2, heads=4)
+CROSS = CrossAttentionConfig(every=2, heads=4, kv_heads=2)
 ENCODER = EncoderConfig(window=40, embed=96, feature_embed=24, layers=1, heads=4, mlp=256)
 PERCEIVER = PerceiverConfig(latents=8, layers=1, heads=4)
 KINDS = {

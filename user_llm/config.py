@@ -186,7 +186,16 @@ class CrossAttentionConfig(Config):
 
     every: PositiveInt = 2
     heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None  # that they share; None: each has keys of its own
     gate: float = 0.5  # the tanh gate's value at the start; 0 leaves the plain decoder untouched
+
+    @model_validator(mode="after")
+    def _whole_shares(self):
+        if self.heads % (self.kv_heads or 1):
+            raise ValueError(
+                f"cross_attention.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}"
+            )
+        return self
 
 
 class RopeScaling(Config):

@@ -152,13 +152,14 @@ def sweep() -> Sweep:
         *(reading(f"read_{one.encoder.kind}", ITEMS, read=one) for one in others),
         reading("read_untrained", ITEMS, read=untrained),
     ]
-    once = EACH.model_copy(update={"every": 5})
+    once, grouped = (EACH.model_copy(update=x) for x in ({"every": 5}, {"kv_heads": 2}))
     strategies = [
         reading("train_encoder", ITEMS | {"strategy": "encoder"}),
         reading("train_lora", ITEMS | {"strategy": "lora", "lora": LoRAConfig(rank=8)}),
         reading("train_projection", ITEMS | {"strategy": "projection"}),
         reading("train_all_but_encoder", ITEMS | {"encoder_frozen": True}),
         reading("cross_attention_once", ITEMS | {"cross_attention": once}),
+        reading("cross_attention_grouped", ITEMS | {"cross_attention": grouped}),
     ]
     return Sweep(
         experiments=(

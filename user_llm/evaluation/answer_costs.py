@@ -104,9 +104,8 @@ class Shape:
         """What the keys and values that the decoder makes of a memory take."""
         if not self.system.crossed:
             return self.cache_bytes(self.memory_tokens(events))
-        cross, width = self.system.cross_attention, self.decoder.hidden_size
-        groups, inner = self.decoder.num_hidden_layers // cross.every, width // cross.heads
-        return 2 * groups * cross.heads * inner * self.memory_tokens(events) * self._wide
+        groups, _, shared = flops.cross_widths(self.decoder, self.system.cross_attention)
+        return 2 * groups * shared * self.memory_tokens(events) * self._wide
 
     def cache_bytes(self, tokens: int) -> int:
         """What the decoder's keys and values of so many tokens take."""

@@ -61,22 +61,23 @@ def head(config: DecoderConfig) -> int:
 
 def cross_keys_values(config: DecoderConfig, cross: CrossAttentionConfig, memory: int) -> int:
     """The keys and values that all cross-attentions make of a memory's tokens, once per user."""
-    groups, inner = _crossed(config, cross)
-    return groups * memory * 2 * 2 * config.hidden_size * inner
+    groups, _, shared = cross_widths(config, cross)
+    return groups * memory * 2 * 2 * config.hidden_size * shared
 
 
 def cross_attention(
     config: DecoderConfig, cross: CrossAttentionConfig, tokens: int, memory: int
 ) -> int:
     """What all cross-attentions do for tokens of a text, given a memory's keys and values."""
-    groups, inner = _crossed(config, cross)
+    groups, inner, _ = cross_widths(config, cross)
     return groups * tokens * (2 * 2 * config.hidden_size * inner + 4 * inner * memory)
 
 
-def _crossed(config: DecoderConfig, cross: CrossAttentionConfig) -> tuple[int, int]:
-    """How many cross-attentions there are, and the width of their heads together."""
-    inner = cross.heads * (config.hidden_size // cross.heads)
-    return config.num_hidden_layers // cross.every, inner
+def cross_widths(config: DecoderConfig, cross: CrossAttentionConfig) -> tuple[int, int, int]:
+    """How many cross-attentions there are, and how wide each one's queries and keys are."""
+    each = config.hidden_size // cross.heads
+    groups = config.num_hidden_layers // cross.every
+    return groups, cross.heads * each, (cross.kv_heads or cross.heads) * each
 
 
 def encoder(

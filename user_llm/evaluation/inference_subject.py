@@ -77,10 +77,12 @@ def published(decoder: DecoderConfig) -> Shape:
     """The published User-LLM around a decoder.
 
     Which layers read the memory it leaves open: here every fourth, as OpenFlamingo-9B's read
-    pictures (says its model card), or every second where four do not divide them.
+    pictures (says its model card), or every second where four do not divide them. Their heads share
+    keys as the decoder's own do.
     """
     every = math.gcd(4, decoder.num_hidden_layers)
-    cross = CrossAttentionConfig(every=every, heads=decoder.num_attention_heads)
+    heads, shared = decoder.num_attention_heads, decoder.num_key_value_heads
+    cross = CrossAttentionConfig(every=every, heads=heads, kv_heads=shared)
     system = SystemConfig(perceiver=PERCEIVER, cross_attention=cross)
     return Shape(system, decoder, ENCODER, FEATURES)
 

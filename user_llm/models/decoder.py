@@ -32,7 +32,7 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: CrossAttentionConfig, width: int, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(width)
-        self.attn = Attention(width, config.heads, rngs=rngs)
+        self.attn = Attention(width, config.heads, kv_heads=config.kv_heads, rngs=rngs)
         self.gate = nnx.Param(jnp.arctanh(jnp.full((), config.gate, jnp.float32)))
 
     def keys_values(self, memory: Memory) -> KVCache:
