@@ -114,6 +114,7 @@ def sweep() -> Sweep:
     main = [
         reading("item_tokens", ITEMS),
         reading("history_200", ITEMS, history=200),
+        reading("perceiver_200", ITEMS | {"perceiver": LATENTS}, history=200),
         reading("cross_attention"),
         told("no_context"),
         told("text_10", {"text_history": 10}),
@@ -190,7 +191,7 @@ def sweep() -> Sweep:
                 title="What an answer costs",
                 against="cost/gflop",
                 lines={
-                    "memory": "item_tokens latents_*",
+                    "memory": "item_tokens history_200 latents_* perceiver_200",
                     "memory, names spelled": "cross_attention",
                     "text": "text_10 text_50 text_200",
                     "text, items as tokens": "text_10_item_tokens",
