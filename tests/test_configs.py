@@ -8,6 +8,7 @@ import pytest
 from user_llm.cli import load_config, load_sweep
 from user_llm.config import Experiment
 from user_llm.models.user_llm import check
+from user_llm.sweep import default_folder, place
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
 
@@ -18,6 +19,8 @@ def test_config_says_how_it_is_run_and_survives_json(path):
     assert header and "user-llm " in header
     if "def sweep(" in path.read_text():
         experiments = load_sweep(str(path)).experiments
+        places = {str(place(default_folder(str(path)), one)) for one in experiments}
+        assert {one.encoder_from for one in experiments if one.encoder_from} <= places
     else:
         experiments = (load_config(str(path)),)
     for experiment in experiments:

@@ -147,6 +147,19 @@ def test_a_history_in_words_tells_each_event_once_and_reviews_only_if_asked(data
     assert history_text(data, np.arange(0)) == ""
 
 
+def test_what_is_not_known_is_not_told(data):
+    titles, genres = list(data.items.titles), list(data.items.genres)
+    titles[data.item[2]], genres[data.item[2]] = "", ()
+    ratings = data.ratings.copy()
+    ratings[[1, 2]] = np.nan
+    items = replace(data.items, titles=tuple(titles), genres=tuple(genres))
+    bare, events = replace(data, items=items, ratings=ratings), np.array([1, 2])
+    assert history_text(bare, events, noun="book") == "Film 1 of many (Drama)\na book\n"
+    told = summary_text(bare, events, noun="book")
+    assert told == "2 seen; mostly Drama 1; lately Film 1 of many, a book\n"
+    assert ReviewGeneration(bare).ask(events, 1).prompt == "Review of Film 1 of many:"
+
+
 def test_the_corpus_holds_every_item_and_no_review_outside_of_the_events(data):
     events = np.array([0, 1, 2, 5, 9, 30])
     texts = corpus(data, events)

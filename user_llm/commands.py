@@ -81,7 +81,7 @@ def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool)
     Raises:
       ValueError: some failed; they are named.
     """
-    folder = folder or Path("runs", Path(file).stem)
+    folder = folder or sweeps.default_folder(file)
     failed = sweeps.run(table, folder, only)
     if record:
         for experiment in table.experiments:

@@ -57,6 +57,11 @@ def run(sweep: Sweep, folder: Path, only: str = "*") -> list[str]:
     return failed
 
 
+def default_folder(file: str) -> Path:
+    """Where the experiments of a file run, unless another folder is asked for."""
+    return Path("runs", Path(file).stem)
+
+
 def place(folder: Path, experiment: Experiment) -> Path:
     """Where an experiment of a sweep runs."""
     return folder / experiment.name / f"seed-{experiment.seed}"

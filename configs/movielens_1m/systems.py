@@ -148,9 +148,9 @@ def sweep() -> Sweep:
     histories = [reading(f"history_{n}", ITEMS, history=n) for n in (25, 100)]
     untrained = encoder().model_copy(update={"pretrain": PretrainConfig(steps=0)})
     others = [encoder("dual"), encoder("bert4rec", gated=False)]
-    encoders = [
+    encoders = [  # beside `item_tokens_unaligned`: their states point at no item's vector
         *others,
-        *(reading(f"read_{one.encoder.kind}", ITEMS, read=one) for one in others),
+        *(reading(f"read_{one.encoder.kind}", ITEMS, read=one, align=0) for one in others),
         reading("read_untrained", ITEMS, read=untrained),
     ]
     once, grouped = (EACH.model_copy(update=x) for x in ({"every": 5}, {"kv_heads": 2}))

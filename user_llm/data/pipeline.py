@@ -166,8 +166,8 @@ class Examples:
         question = task.ask(events, target)
         told = events[len(events) - min(len(events), self.text_history) :]
         reviews = task.name == "review_generation"
-        before = summary_text(self.dataset, events) if self.text_summary else ""
-        before += history_text(self.dataset, told, reviews)
+        before = summary_text(self.dataset, events, task.noun) if self.text_summary else ""
+        before += history_text(self.dataset, told, reviews, task.noun)
         return question._replace(prompt=before + question.prompt)
 
     def _draw(self, target: int, seed: int) -> Task:

@@ -59,7 +59,7 @@ class Task(ABC):
 
     def called(self, event: int) -> str:
         """The title of an event's item; the noun, where it has none."""
-        return self.dataset.items.titles[self.dataset.item[event]] or f"a {self.noun}"
+        return called(self.dataset, event, self.noun)
 
 
 class NextItem(Task):
@@ -141,7 +141,8 @@ class ReviewGeneration(Task):
 
     def ask(self, history: Indices, target: int) -> Question:
         data = self.dataset
-        given = "" if data.ratings is None else f" ({stars(data, target)} stars)"
+        rating = stars(data, target)
+        given = f" ({rating} stars)" if rating else ""
         return Question(f"Review of {self.called(target)}{given}:", data.review(target))
 
 
@@ -151,9 +152,15 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+def called(dataset: Dataset, event: int, noun: str) -> str:
+    """The title of an event's item; the noun, where it has none."""
+    return dataset.items.titles[dataset.item[event]] or f"a {noun}"
+
+
 def stars(dataset: Dataset, event: int) -> str:
-    """An event's rating as it is written."""
-    return "" if dataset.ratings is None else f"{dataset.ratings[event]:g}"
+    """An event's rating as it is written; empty where there is none."""
+    rating = np.nan if dataset.ratings is None else dataset.ratings[event]
+    return "" if np.isnan(rating) else f"{rating:g}"
 
 
 def corpus(dataset: Dataset, events: Indices) -> list[str]:
@@ -184,21 +191,21 @@ def practice(tasks: Sequence[Task], dataset: Dataset, events: Indices, seed: int
     return questions
 
 
-def history_text(dataset: Dataset, history: Indices, reviews: bool = False) -> str:
+def history_text(
+    dataset: Dataset, history: Indices, reviews: bool = False, noun: str = "film"
+) -> str:
     """The history as a text prompt gives it: titles with genres, stars and, if asked, reviews."""
     lines = []
     for event in history.tolist():
-        item = dataset.item[event]
-        facts = list(dataset.items.genres[item])
-        if dataset.ratings is not None:
-            facts.append(stars(dataset, event))
-        line = f"{dataset.items.titles[item]} ({', '.join(facts)})"
+        genres = dataset.items.genres[dataset.item[event]]
+        facts = ", ".join(filter(None, (*genres, stars(dataset, event))))
+        line = called(dataset, event, noun) + (f" ({facts})" if facts else "")
         review = dataset.review(event) if reviews else ""
         lines.append(f"{line}: {review}" if review else line)
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def summary_text(dataset: Dataset, history: Indices) -> str:
+def summary_text(dataset: Dataset, history: Indices, noun: str = "film") -> str:
     """The history as a summary gives it: how many events, the main categories, the newest titles.
 
     The paper's baseline has a language model write it (arXiv 2402.13598).
@@ -208,8 +215,9 @@ def summary_text(dataset: Dataset, history: Indices) -> str:
     items = dataset.item[history]
     counts = Counter(genre for item in items for genre in dataset.items.genres[item])
     main = ", ".join(f"{genre} {count}" for genre, count in counts.most_common(SUMMED))
-    newest = ", ".join(dataset.items.titles[item] for item in items[-SUMMED:])
+    newest = ", ".join(called(dataset, event, noun) for event in history[-SUMMED:].tolist())
     parts = [f"{len(history)} seen", main and f"mostly {main}"]
-    if dataset.ratings is not None:
-        parts.append(f"{np.nanmean(dataset.ratings[history]):.1f} stars on average")
+    ratings = np.empty(0) if dataset.ratings is None else dataset.ratings[history]
+    if not np.isnan(ratings).all():
+        parts.append(f"{np.nanmean(ratings):.1f} stars on average")
     return "; ".join([*filter(None, parts), f"lately {newest}"]) + "\n"

@@ -1,7 +1,7 @@
 """User-LLM's systems on Amazon reviews, which write reviews too.
 
 USER_LLM_DATA=... user-llm run configs/language_model/films.py
-USER_LLM_DATA=... user-llm sweep configs/amazon_reviews/systems.py --record
+USER_LLM_DATA=... user-llm sweep configs/amazon_reviews/reviews.py --record
 
 Two data sets: Musical Instruments of 2014, whose items have no titles, so that what comes next is
 asked of the encoder alone; and a sample of 2023 over 24 categories. The decoder has read reviews of
@@ -30,7 +30,7 @@ from user_llm.config import (
     encoder_only,
 )
 
-RUNS = "runs/amazon_systems"
+RUNS = "runs/reviews"
 LANGUAGE = load_config(str(Path(__file__).parents[1] / "language_model" / "films.py"))
 DATA = {
     name: corpus.model_copy(update={"noun": "product"})
@@ -93,9 +93,7 @@ def system(name: str, data: DataConfig, kind: str, system: SystemConfig) -> Expe
             max_tokens=128,
             checkpoint_every=50,
         ),
-        evaluation=EvaluationConfig(
-            users=300, beam=20, baselines=("shuffled_memory",), text_tokens=1024
-        ),
+        evaluation=EvaluationConfig(users=300, beam=20, baselines=("shuffled_memory",)),
     )
 
 
