@@ -58,6 +58,9 @@ def test_equal_factors_are_equal_distances_on_a_logarithmic_axis():
 def test_what_cannot_be_drawn_leaves_a_gap():
     (line,) = line_chart({"loss": [(1, 3.0), (2, math.nan), (3, 2.0), (4, 1.0)]}, "x", "y").lines
     assert re.sub(r"[^ML]", "", line.path) == "MML"
+    long = [(step, 1.0) for step in range(30)] + [(30, math.nan)]
+    (line,) = line_chart({"loss": long}, "x", "y").lines
+    assert [said for *_, said in line.markers] == ["loss: 1 at 29"]
     assert line_chart({"loss": [(1, math.inf)]}, "x", "y") is None
     assert line_chart({"cost": [(1, 0.0)]}, "x", "y", "log", "log") is None
     assert line_chart({}, "x", "y") is None

@@ -12,7 +12,7 @@ from runs_made import EXPERIMENT
 
 from user_llm import commands
 from user_llm.config import FigureConfig, Sweep
-from user_llm.evaluation import charts, comparison, report
+from user_llm.evaluation import charts, comparison, metrics, report
 
 RECALL, PERPLEXITY = "test/next_item/recall_at_10", "test/text/perplexity"
 FIGURES = (
@@ -20,7 +20,7 @@ FIGURES = (
         title="By history", against="finetune.history", lines={"memory": "m_*", "text": "t_*"}
     ),
     FigureConfig(title="By perplexity", against=PERPLEXITY, lines={"all": "*"}, scale="log"),
-    FigureConfig(title="Of nothing", against="seed_of_no_one", lines={"all": "*"}),
+    FigureConfig(title="Of nothing", against="cost/of_no_one", lines={"all": "*"}),
 )
 FOUND = {  # by experiment: history, and the recall and perplexity of each seed
     "m_50": (50, [0.2, 0.3, 0.4], [9.0, 11.0, 10.0]),
@@ -53,6 +53,26 @@ def test_the_table_holds_means_and_spreads_and_what_is_common_once(rows):
         spread = {RECALL: recall, PERPLEXITY: perplexity}
         assert deviations[name] == {k: stdev(x) for k, x in spread.items() if len(x) > 1}
     assert found["popularity"] == {RECALL: pytest.approx(0.03)}
+
+
+def test_what_several_have_in_common_stands_once_beside_what_another_has(rows):
+    for row in rows:
+        if row["system"] == "popularity" and row["experiment"] == "m_25":
+            row["value"] = "0.04"  # of other users
+    found = {row["system"]: row["metrics"][RECALL] for row in comparison.table(rows)[0]}
+    assert {name: x for name, x in found.items() if "popularity" in name} == {
+        "m_50, popularity": pytest.approx(0.03),
+        "m_25, popularity": 0.04,
+    }
+
+
+def test_the_cheapest_is_the_best_of_its_column(rows):
+    costs = {"m_50": 2.0, "t_25": 30.0}
+    for name, cost in costs.items():
+        own = next(row for row in rows if row["experiment"] == name)
+        rows.append(own | {"system": "user_llm", "metric": "cost/gflop", "value": str(cost)})
+    found, _ = comparison.table(rows)
+    assert metrics.best(found, "cost/gflop") == 2.0
 
 
 def test_points_stand_from_left_to_right(rows):

@@ -97,3 +97,12 @@ def test_all_problems_are_reported_at_once():
         ("mesh", "fsdp"),
         ("optim",),
     }
+
+
+def test_a_history_that_the_encoder_cannot_see_is_refused():
+    short = {"name": "x", "encoder": EncoderConfig(window=8)}
+    with pytest.raises(ValidationError, match=r"finetune.history=9 .* encoder.window=8 events"):
+        Experiment(**short, finetune=FinetuneConfig(history=9))
+    Experiment(**short, finetune=FinetuneConfig(history=8))
+    Experiment(**short, finetune=FinetuneConfig(history=9), system={"streams": ()})
+    config.encoder_only(**short)

@@ -1,5 +1,6 @@
 """The inference benchmark: who is asked, what is measured of them, and what is told of it."""
 
+import dataclasses
 import json
 import math
 
@@ -83,7 +84,9 @@ def test_costs_are_drawn_by_history(tmp_path):
 
 @pytest.mark.slow
 def test_of_a_run_the_text_is_what_its_data_set_says(run, tmp_path):
-    result = inference_benchmark.benchmark(tmp_path, run=run, histories=(1, 2), **BENCHMARK)
+    long = run.experiment.encoder.window  # which the decoder has no room for as text
+    result = inference_benchmark.benchmark(tmp_path, run=run, histories=(1, 2, long), **BENCHMARK)
+    assert {row["history"] for row in result["rows"] if row["asked"]} == {1, 2, long}
     assert [model["decoder"] for model in result["decoders"]] == ["tiny"]
     ours, text = (
         next(r for r in result["rows"] if r["system"] == name and r["history"] == 2)
@@ -125,6 +128,27 @@ def shape():
 
 def test_shape_survives_json():
     assert Shape.of(json.loads(json.dumps(shape().described()))) == shape()
+
+
+def test_items_are_said_by_who_reads_a_memory_alone():
+    plain, sizes = shape(), SIZES
+    wide = dataclasses.replace(plain, items=1000)
+    more = 2 * 1000 * plain.decoder.hidden_size
+    before, after = (
+        {row["system"]: row for row in answer_costs.rows(one, sizes)} for one in (plain, wide)
+    )
+    for system, row in before.items():
+        told = system.startswith("text")
+        assert after[system]["flops"] == row["flops"] + (0 if told else more)
+        assert after[system]["step_flops"] == row["step_flops"] + (0 if told else more)
+
+
+@pytest.mark.parametrize("change", [{"streams": ()}, {"text_history": 3}, {"text_summary": True}])
+def test_a_run_that_reads_no_memory_alone_is_refused(tmp_path, change):
+    system = EXPERIMENT.system.model_copy(update=change)
+    run = Run(EXPERIMENT.model_copy(update={"system": system}), tmp_path)
+    with pytest.raises(ValueError, match="does not read a memory alone"):
+        inference_benchmark.benchmark(tmp_path, run=run)
 
 
 def test_texts_are_as_long_as_the_published():

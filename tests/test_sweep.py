@@ -131,13 +131,19 @@ def test_a_line_without_experiments_is_refused():
         Sweep(experiments=TABLE.experiments, figures=(figure,))
 
 
-def test_a_sigterm_reaches_the_process_under_way():
-    program = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)"
-    )
+def test_a_figure_against_what_is_no_number_is_refused():
+    for against in ("encoder.kind", "finetune.historie"):
+        figure = FigureConfig(title="None", against=against, lines={"mine": "b"})
+        with pytest.raises(ValueError, match=f"drawn against '{against}', which is no number"):
+            Sweep(experiments=TABLE.experiments, figures=(figure,))
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["in_training", "elsewhere"])
+def test_a_sigterm_reaches_the_process_under_way_and_ends_the_sweep(noticed):
+    program = "import signal, sys, time\n"
+    if noticed:
+        program += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\n"
+    program += "time.sleep(60)"
     before = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(2, os.kill, [os.getpid(), signal.SIGTERM])
     timer.start()

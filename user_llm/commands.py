@@ -68,7 +68,7 @@ def run(
     if verb != "run":
         return
     evaluate(folder)
-    if experiment.finetune.steps:
+    if experiment.finetune.steps and experiment.system.remembers and not experiment.system.told:
         print(inference_table.first_table(inference_benchmark.first_tokens(Run.open(folder))))
     write_report(folder)
     if record:
@@ -87,7 +87,7 @@ def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool)
         for experiment in table.experiments:
             if sweeps.finished(place := sweeps.place(folder, experiment)):
                 again = f"user-llm sweep {file} --only {experiment.name}"
-                store(Run.open(place), file, again)
+                store(Run(experiment, place), file, again)
     print(f"results: {folder / comparison.RESULTS}")
     write_report(folder)
     if failed:
@@ -209,7 +209,7 @@ def store(made: Run, config: str, command: str = "") -> None:
             seed=experiment.seed,
             dataset="_".join(filter(None, (experiment.data.name, experiment.data.version))),
             protocol=experiment.data.protocol,
-            metrics=row["metrics"],
+            metrics=row["metrics"] | row.get("cost", {}),
         )
         records.add(record, Path(config).parent)
 

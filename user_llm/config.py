@@ -7,6 +7,7 @@ carries them into every checkpoint.
 
 from collections import Counter
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
@@ -327,6 +328,11 @@ class SystemConfig(Config):
         """Whether it does so by cross-attention, else the memory stands before the prompt."""
         return self.remembers and self.fusion == "cross_attention"
 
+    @property
+    def told(self) -> bool:
+        """Whether the prompt speaks of the history."""
+        return bool(self.text_history) or self.text_summary
+
 
 class OptimConfig(Config):
     """AdamW with a linear warm-up, then a constant or a cosine rate."""
@@ -441,6 +447,16 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _history_in_window(self):
+        shown, window = self.finetune.history, self.encoder.window
+        if self.finetune.steps and self.system.streams and shown > window:
+            raise ValueError(
+                f"finetune.history={shown} is more than the encoder.window={window} events that it "
+                "was made for; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_encoder(self):
         if self.grow_from and self.encoder_from:
             raise ValueError(
@@ -481,7 +497,22 @@ class Sweep(Config):
                         f"line {line!r} of figure {figure.title!r}: no experiment's name fits "
                         f"{pattern!r}; there are {', '.join(sorted(names))}"
                     )
+            if "/" not in figure.against:
+                self._check_number(figure)
         return self
+
+    def _check_number(self, figure: FigureConfig) -> None:
+        for one in self.experiments:
+            try:
+                value = reduce(getattr, figure.against.split("."), one)
+            except AttributeError:
+                value = None
+            if not isinstance(value, int | float):
+                raise ValueError(
+                    f"figure {figure.title!r} is drawn against {figure.against!r}, which is no "
+                    "number of an experiment; name a field such as finetune.history, or a metric "
+                    "such as cost/gflop"
+                )
 
 
 def encoder_only(**parts: Any) -> Experiment:

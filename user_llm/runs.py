@@ -201,7 +201,7 @@ class Run:
         """The experiment's system and the baselines that are fine-tuned the same way."""
         own = self.experiment.system
         judged = self.experiment.evaluation
-        plain = {"streams": (), "text_history": 0, "item_tokens": False}
+        plain = {"streams": (), "item_tokens": False, "text_history": 0, "text_summary": False}
         told = plain | {"text_history": judged.text_history}
         baselines = {"no_context": plain, "text_prompt": told}
         return {"user_llm": own} | {

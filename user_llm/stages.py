@@ -281,14 +281,13 @@ def examples(
 ) -> pipeline.Examples:
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, system = run.experiment.finetune, run.systems[name]
-    told = system.text_history or system.text_summary
     return pipeline.Examples(
         data or run.dataset,
         targets,
         asked or tasks(run, data),
         run.tokenizer,
         history=history or config.history,
-        max_tokens=run.experiment.evaluation.text_tokens if told else config.max_tokens,
+        max_tokens=run.experiment.evaluation.text_tokens if system.told else config.max_tokens,
         text_history=system.text_history,
         text_summary=system.text_summary,
         first_item=run.decoder_config.vocab_size if system.item_tokens else None,

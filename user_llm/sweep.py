@@ -31,13 +31,14 @@ def run(sweep: Sweep, folder: Path, only: str = "*") -> list[str]:
 
     Raises:
       ValueError: a folder holds another experiment, or no name fits the pattern.
-      SystemExit: with code 42 after a SIGTERM, once the run under way is saved.
+      SystemExit: with code 42 after a SIGTERM, once the run under way has ended.
     """
     chosen = [experiment for experiment in sweep.experiments if fnmatchcase(experiment.name, only)]
     if not chosen:
         names = ", ".join(dict.fromkeys(experiment.name for experiment in sweep.experiments))
         raise ValueError(f"no experiment's name fits {only!r}; there are {names}")
     runs = [Run(experiment, place(folder, experiment)) for experiment in chosen]
+    write(folder, sweep)
     failed = []
     for nth, one in enumerate(runs):
         name = str(one.folder.relative_to(folder))
@@ -73,13 +74,24 @@ def finished(folder: Path) -> bool:
 
 
 def child(command: Sequence[str]) -> int:
-    """The exit code of a process, which gets the SIGTERM that is meant for this one."""
+    """The exit code of a process, which gets the SIGTERM that is meant for this one.
+
+    After one it is `PREEMPTED`, whatever the process was at: only training knows to say so.
+    """
+    preempted = False
+
+    def passed_on(*_: Any) -> None:
+        nonlocal preempted
+        preempted = True
+        process.terminate()
+
     with subprocess.Popen(command) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        before = signal.signal(signal.SIGTERM, passed_on)
         try:
-            return process.wait()
+            code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+    return PREEMPTED if preempted else code
 
 
 def write(folder: Path, sweep: Sweep) -> None:
@@ -98,14 +110,18 @@ def write(folder: Path, sweep: Sweep) -> None:
 
 
 def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[dict[str, Any]]:
-    """What the finished experiments have come to, beside every field in which they all differ."""
+    """What the finished experiments have come to, beside every field in which they all differ.
+
+    Raises:
+      ValueError: a folder holds another experiment.
+    """
     fields = [flat(experiment.model_dump(mode="json")) for experiment in experiments]
     names = dict.fromkeys(name for own in fields for name in own)
     varied = [n for n in names if any(own.get(n) != fields[0].get(n) for own in fields)]
     for experiment, own in zip(experiments, fields, strict=True):
         if not finished(place(folder, experiment)):
             continue
-        judged = evaluate.read(Run.open(place(folder, experiment)))
+        judged = evaluate.read(Run(experiment, place(folder, experiment)))
         differing = {name: own.get(name) for name in varied if name not in ("name", "seed")}
         for row in judged["rows"]:
             for metric, value in (row["metrics"] | row.get("cost", {})).items():

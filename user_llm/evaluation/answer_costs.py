@@ -29,19 +29,22 @@ class Shape:
     decoder: DecoderConfig
     encoder: EncoderConfig
     features: tuple[FeatureConfig, ...]
+    items: int = 0  # tokens behind the decoder's words, which a reader of a memory has
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "Shape":
         """The shape that `described` tells."""
         kinds = {"system": SystemConfig, "decoder": DecoderConfig, "encoder": EncoderConfig}
         parts = {name: kind(**described[name]) for name, kind in kinds.items()}
-        return cls(features=tuple(FeatureConfig(**x) for x in described["features"]), **parts)
+        features = tuple(FeatureConfig(**x) for x in described["features"])
+        return cls(features=features, items=described["items"], **parts)
 
     def described(self) -> dict[str, Any]:
         """The shape as JSON."""
         parts = {name: getattr(self, name) for name in ("system", "decoder", "encoder")}
         told = {name: part.model_dump(mode="json") for name, part in parts.items()}
-        return told | {"features": [x.model_dump(mode="json") for x in self.features]}
+        features = [x.model_dump(mode="json") for x in self.features]
+        return told | {"features": features, "items": self.items}
 
     def memory_tokens(self, events: int) -> int:
         """Those of a user's memory: the latents and the newest event, or every event."""
@@ -69,7 +72,7 @@ class Shape:
         """Operations from a kept memory to the logits after the question."""
         memory = self.memory_tokens(events)
         if not self.system.crossed:
-            return self.text(memory + question)
+            return self.said(memory + question)
         made = flops.cross_keys_values(self.decoder, self.system.cross_attention, memory)
         return made + self.first_token_of_keys(question, events)
 
@@ -77,24 +80,28 @@ class Shape:
         """The same from the keys and values that the decoder makes of a memory."""
         memory = self.memory_tokens(events)
         if not self.system.crossed:
-            return self.text(question, memory)
+            return self.said(question, memory)
         cross = self.system.cross_attention
         read = flops.cross_attention(self.decoder, cross, question, memory)
-        return read + self.text(question)
+        return read + self.said(question)
 
     def step(self, before: int, events: int) -> int:
         """Operations of one more token after those before, for the reader of a memory."""
         memory = self.memory_tokens(events)
         if not self.system.crossed:
-            return self.text(1, memory + before)
+            return self.said(1, memory + before)
         cross = self.system.cross_attention
-        return self.text(1, before) + flops.cross_attention(self.decoder, cross, 1, memory)
+        return self.said(1, before) + flops.cross_attention(self.decoder, cross, 1, memory)
 
     def text(self, tokens: int, before: int = 0) -> int:
         """Operations of the decoder alone, from new tokens to the logits after them."""
         return flops.decoder(self.decoder, tokens, before, self.system.lora) + flops.head(
             self.decoder
         )
+
+    def said(self, tokens: int, before: int = 0) -> int:
+        """The same of the decoder that can say items too, without how their tokens are made."""
+        return self.text(tokens, before) + 2 * self.decoder.hidden_size * self.items
 
     def memory_bytes(self, events: int) -> int:
         """What is kept of a memory: its tokens in the decoder's width, and which there are."""

@@ -38,7 +38,7 @@ LIGHT = Palette(
     soft="#555555",
     grid="#e4e4e4",
     axis="#999999",
-    lines=("#1f5fa8", "#b4552d", "#3f8f5f", "#7a5aa6", "#77726a", "#b08a1e"),
+    lines=("#1f5fa8", "#b4552d", "#3f8f5f", "#7a5aa6", "#77726a", "#b08a1e", "#a8386b"),
 )
 DARK = Palette(
     paper="#0d1117",
@@ -46,7 +46,7 @@ DARK = Palette(
     soft="#9198a1",
     grid="#262c36",
     axis="#6e7681",
-    lines=("#79b3e8", "#e2a15f", "#7cc79b", "#c09ae0", "#a39e95", "#d9c05f"),
+    lines=("#79b3e8", "#e2a15f", "#7cc79b", "#c09ae0", "#a39e95", "#d9c05f", "#ee8fb4"),
 )
 
 
@@ -152,8 +152,9 @@ def line_chart(
             if shown(point):
                 path.append(f"{pen}{place(point)[0]} {place(point)[1]}")
             pen = "L" if shown(point) else "M"
-        few = points if len(points) <= MOST_MARKERS else points[-1:]
-        markers = tuple((*place(p), f"{name}: {say(p[1])} at {say(p[0])}") for p in few if shown(p))
+        some = [point for point in points if shown(point)]
+        few = some if len(points) <= MOST_MARKERS else some[-1:]
+        markers = tuple((*place(p), f"{name}: {say(p[1])} at {say(p[0])}") for p in few)
         lines.append(Line(name, " ".join(path), markers, name_y[name]))
     return Chart(
         x,

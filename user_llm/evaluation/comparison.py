@@ -1,6 +1,8 @@
 """What a sweep's experiments come to, side by side: one table, and the figures that it asks for."""
 
 import csv
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +16,8 @@ from user_llm.evaluation.records import write_atomically
 RESULTS, SWEEP = "results.csv", "sweep.json"  # in a sweep's folder
 OWN = "user_llm"  # the system that an experiment is about
 COLORS = len(charts.LIGHT.lines)
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, str]  # of the tidy file: an experiment's metric for a system, and its fields
 
@@ -33,6 +37,10 @@ def write(folder: Path, *, pixels: bool = False) -> Path:
     asked = Sweep.model_validate_json((folder / SWEEP).read_text()).figures
     means, deviations = table(rows)
     figures = [drawn for figure in asked if (drawn := draw(figure, rows))]
+    if len(figures) < len(asked):
+        drawn = {figure["title"] for figure in figures}
+        missing = ", ".join(repr(one.title) for one in asked if one.title not in drawn)
+        logger.warning("nothing to draw yet in %s: no finished experiment of them", missing)
     files: dict[str, str | bytes] = {}
     for nth, figure in enumerate(figures, 1):
         files[f"{nth}.svg"] = charts.svg(figure["chart"])
@@ -42,7 +50,10 @@ def write(folder: Path, *, pixels: bool = False) -> Path:
     (folder / "figures").mkdir(exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / "figures" / name, content)
-    facts = {name: rows[-1].get(name) for name in ("date", "device", "commit", "dataset")}
+    facts = {
+        name: ", ".join(dict.fromkeys(row[name] for row in rows if name in row))
+        for name in ("date", "device", "commit", "dataset")
+    }
     page = report.render(
         kind="sweep",
         name=folder.resolve().name,
@@ -59,7 +70,7 @@ def table(rows: Iterable[Row]) -> tuple[list[dict[str, Any]], dict[str, dict[str
     """Each experiment's metrics, means over its seeds, and their standard deviations by system.
 
     An experiment's own system stands under its name, another one with that name before its own;
-    what comes to the same in all experiments, such as popularity, stands once.
+    what comes to the same in several, such as popularity, stands once.
     """
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
@@ -67,11 +78,15 @@ def table(rows: Iterable[Row]) -> tuple[list[dict[str, Any]], dict[str, dict[str
         own.setdefault(row["metric"], []).append(float(row["value"]))
     means = {key: {metric: mean(x) for metric, x in own.items()} for key, own in values.items()}
     found, deviations = {}, {}
+    names: dict[str, list[str]] = defaultdict(list)  # by system
     for (system, experiment), own in means.items():
-        alike = all(other == own for key, other in means.items() if key[0] == system)
-        name = f"{experiment}, {system}"
-        if system == OWN or alike:
-            name = experiment if system == OWN else system
+        others = [other for key, other in means.items() if key[0] == system and other != own]
+        name = f"{experiment}, {system}" if others else system
+        if system == OWN:
+            name = experiment
+        elif own in (found[one] for one in names[system]):
+            continue
+        names[system].append(name)
         found[name] = own
         seeds = values[system, experiment]
         deviations[name] = {metric: stdev(x) for metric, x in seeds.items() if len(x) > 1}

@@ -105,9 +105,15 @@ def benchmark(
       repeats: of each answer in a process.
 
     Raises:
-      ValueError: a decoder is not known; a side could not do its work; or our answers begin
-        otherwise than the peer's, which in float32 they must not.
+      ValueError: a decoder is not known; the run's system reads no memory, or words besides; a side
+        could not do its work; or our answers begin otherwise than the peer's, which in float32 they
+        must not.
     """
+    if run and (run.experiment.system.told or not run.experiment.system.remembers):
+        raise ValueError(
+            f"the system of {run.folder} does not read a memory alone, to be measured beside text; "
+            "take a run with system.streams, a system.fusion and without text"
+        )
     started, device = os.getloadavg(), platform()
     dtype = "float32" if device == "cpu" else "bfloat16"
     configs = {} if run else {name: DECODERS.get(name) or zoo.decoder(name) for name in decoders}
@@ -218,15 +224,15 @@ class Bench:
         self, work: Answering, asked: list[tuple[int, int, list[str]]]
     ) -> dict[Key, dict[str, float]]:
         """The least seconds to the first tokens, and to each further one."""
-        works = {
-            side: dataclasses.replace(
+        works = {}
+        for side in (OURS, PEER):
+            own = [(h, b, [s for s in all if side == _side(s)]) for h, b, all in asked]
+            works[side] = dataclasses.replace(
                 work,
-                asked=[(h, b, [s for s in all if side == _side(s)]) for h, b, all in asked],
+                asked=[group for group in own if group[2]],
                 repeats=self.repeats,
                 threads=cores(),
             )
-            for side in (OURS, PEER)
-        }
         found: dict[Key, list[Row]] = {}
         for side in sides.turns(tuple(works), self.rounds, "benchmark"):
             for row in sides.run(side, works[side]):

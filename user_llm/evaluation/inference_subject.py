@@ -143,11 +143,17 @@ def of_run(run: Run, histories: Iterable[int], decoder: Path | None = None) -> S
     if decoder is not None:
         params = merged(teller.params["decoder"], run.systems[name].lora)
         save_decoder(decoder, run.decoder_config, params)
-    system, config = run.systems["user_llm"], run.experiment.encoder
-    shape = Shape(system, run.decoder_config, config, tuple(run.dataset.inputs))
+    items = reader.generator.config.vocab_size - run.decoder_config.vocab_size
+    shape = Shape(
+        reader.config,
+        run.decoder_config,
+        run.experiment.encoder,
+        tuple(run.dataset.inputs),
+        items=items,
+    )
     found = {history: prompt(run, reader, history) for history in histories}
     prompts = {history: asked for history, asked in found.items() if asked is not None}
-    return Subject(shape, reader.generator, teller.generator, prompts)
+    return Subject(shape, reader.generator, Generator(teller.model.decoder), prompts)
 
 
 def prompt(run: Run, reader: System, history: int) -> Prompt | None:

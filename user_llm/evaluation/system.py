@@ -56,8 +56,8 @@ class System:
         self.config = run.systems[name]
         make_model = run.make_model(self.config)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-        model = nnx.merge(graphdef, params)
-        self.generator = Generator(model.speaker())
+        self.model = nnx.merge(graphdef, params)
+        self.generator = Generator(self.model.speaker())
 
         @jax.jit
         def memory(params, batch):
