@@ -291,14 +291,14 @@ def plan(
 def unfit(shape: Shape, size: Sizes, cold: bool, batch: int, limit: dict[str, float]) -> str:
     """Why a text prompt cannot be measured here; empty if it can.
 
-    Half of what is free may be taken: the caches are copied, and others are at work. One user at a
-    time is waited for, however long.
+    A third of what is free may be taken: a cache that grows is there twice, and others are at work.
+    One user at a time is waited for, however long.
     """
     length = (size.told or 0) + TOKENS
     needed = batch * shape.cache_bytes(length)
     if cold:  # scores, of which our side holds a quarter of a layer's
         needed += batch * shape.decoder.num_attention_heads * length**2
-    if needed > limit["free_bytes"] / 2:
+    if needed > limit["free_bytes"] / 3:
         free = inference_table.amount(limit["free_bytes"])
         return f"needs {inference_table.amount(needed)}, with {free} free"
     seconds = batch * shape.text(length) / limit["flops_per_second"]
