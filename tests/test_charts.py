@@ -118,3 +118,9 @@ def test_ticks_do_not_touch():
     drawn = [line_chart(series, "x", "y", "log") for series in (roomy, narrow)]
     said = [[text for _, text in chart.x_ticks] for chart in drawn if chart]
     assert said == [["1", "10", "100", "1,000", "10,000", "100,000"], ["1", "100", "10,000"]]
+
+
+def test_what_hardly_differs_looks_alike_from_zero():
+    heights = {"line": [(0, 0.22), (1, 0.23)]}
+    near, far = line_chart(heights, "x", "y"), line_chart(heights, "x", "y", from_zero=True)
+    assert far.y_ticks[0][1] == "0" != near.y_ticks[0][1]

@@ -75,17 +75,17 @@ def test_the_cheapest_is_the_best_of_its_column(rows):
     assert metrics.best(found, "cost/gflop") == 2.0
 
 
-def test_points_stand_from_left_to_right(rows):
+def test_points_stand_from_left_to_right_over_the_seeds_that_all_have(rows):
     own = [row for row in rows if row["system"] == "user_llm"]
     by_history, by_perplexity, of_nothing = FIGURES
-    assert comparison.points(by_history, "m_*", own) == [(25, 0.1), (50, pytest.approx(0.3))]
-    assert comparison.points(by_history, "t_25 m_50", own) == [(25, 0.15), (50, pytest.approx(0.3))]
-    assert comparison.points(by_perplexity, "*", own) == [
-        (7.0, 0.15),
-        (8.0, 0.1),
-        (10.0, pytest.approx(0.3)),
-    ]
+    assert comparison.points(by_history, "m_50", own) == [(50, pytest.approx(0.3))]
+    assert comparison.points(by_history, "m_*", own) == [(25, 0.1), (50, 0.2)]
+    assert comparison.points(by_history, "t_25 m_50", own) == [(25, 0.15), (50, 0.2)]
+    assert comparison.points(by_perplexity, "*", own) == [(7.0, 0.15), (8.0, 0.1), (9.0, 0.2)]
     assert comparison.draw(of_nothing, rows) is None
+    apart = [row | {"seed": row["experiment"] + row["seed"]} for row in own]
+    wanted = [(25, 0.1), (50, pytest.approx(0.3))]
+    assert comparison.points(by_history, "m_*", apart) == wanted
 
 
 def test_a_sweep_ends_in_a_page_and_a_file_for_each_figure(rows, tmp_path):

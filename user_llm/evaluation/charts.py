@@ -118,10 +118,13 @@ def line_chart(
     y_label: str,
     x_scale: Scale = "linear",
     y_scale: Scale = "linear",
+    *,
+    from_zero: bool = False,
 ) -> Chart | None:
     """The chart of the series by name, or None if they have no point that can be drawn.
 
-    What is not finite, or not positive on a logarithmic scale, leaves a gap in its line.
+    What is not finite, or not positive on a logarithmic scale, leaves a gap in its line. What goes
+    up `from_zero` looks alike where it hardly differs.
     """
 
     def shown(point: tuple[Number, Number]) -> bool:
@@ -135,7 +138,8 @@ def line_chart(
     x = Axis.over((a for a, _ in visible), x_label, x_scale)
     last = max(a for a, _ in visible)
     x = x.until(last) if x_scale == "linear" and last > x.low else x
-    y = Axis.over((b for _, b in visible), y_label, y_scale)
+    heights = [b for _, b in visible]
+    y = Axis.over([0, *heights] if from_zero else heights, y_label, y_scale)
     names = max(map(len, series)) * NAME_WIDTH + 8 if len(series) > 1 else 12
     right = WIDTH - max(names, len(say(x.high)) * NAME_WIDTH / 2)  # half of a tick's own
 

@@ -101,7 +101,7 @@ def draw(figure: FigureConfig, rows: Iterable[Row]) -> dict[str, Any] | None:
     label = figure.label or figure.against.rpartition(".")[2].replace("_", " ")
     task, _, metric = figure.metric.removeprefix("test/").rpartition("/")
     said = f"{report.words(task)}, {report.words(metric)}"
-    chart = charts.line_chart(lines, label, said, figure.scale)
+    chart = charts.line_chart(lines, label, said, figure.scale, from_zero=True)
     if chart is None:
         return None
     classes = {name: f"nth-{i % COLORS}" for i, name in enumerate(lines)}
@@ -110,12 +110,24 @@ def draw(figure: FigureConfig, rows: Iterable[Row]) -> dict[str, Any] | None:
 
 
 def points(figure: FigureConfig, patterns: str, rows: Iterable[Row]) -> list[tuple[float, float]]:
-    """Where the experiments of a line stand, from left to right: means over their seeds."""
+    """Where the experiments of a line stand, from left to right.
+
+    Means over the seeds that all of them have, so that no point differs by its seeds alone; over
+    each one's own, if they have none in common.
+    """
+    chosen = [
+        row for row in rows if any(fnmatchcase(row["experiment"], p) for p in patterns.split())
+    ]
+    seeds: dict[str, set[Any]] = defaultdict(set)
+    for row in chosen:
+        if row["metric"] == figure.metric:
+            seeds[row["experiment"]].add(row["seed"])
+    shared = set.intersection(*seeds.values()) if seeds else set()
     across: dict[str, list[float]] = {}
     up: dict[str, list[float]] = {}
-    for row in rows:
+    for row in chosen:
         name = row["experiment"]
-        if not any(fnmatchcase(name, pattern) for pattern in patterns.split()):
+        if shared and row["seed"] not in shared:
             continue
         if row["metric"] == figure.metric:
             up.setdefault(name, []).append(float(row["value"]))
