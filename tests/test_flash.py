@@ -1,4 +1,4 @@
-"""Kernels of accelerators against plain attention: TPU's interpreted, cuDNN's only lowered."""
+"""Kernels against plain attention: a CPU's blocks, TPU's interpreted, cuDNN's only lowered."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -31,11 +31,18 @@ def plain(q, k, v, window, softcap=None):
     return y.reshape(*y.shape[:2], q.shape[1], -1).swapaxes(1, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kv_heads", "window", "softcap"), [(4, LENGTH, None), (2, LENGTH, None), (1, 20, 5.0)]
 )
-def test_interpreted_splash_is_plain_attention_there_and_back(kv_heads, window, softcap):
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        flash.by_blocks,
+        pytest.param(partial(flash.splash, interpret=True), marks=pytest.mark.slow, id="splash"),
+    ],
+)
+def test_kernels_are_plain_attention_there_and_back(monkeypatch, kernel, kv_heads, window, softcap):
+    monkeypatch.setattr(flash, "BLOCK", 64)
     q, k, v = draw((2, 4, LENGTH, 64), (2, kv_heads, LENGTH, 64), (2, kv_heads, LENGTH, 64))
 
     def found(attend):
@@ -47,7 +54,7 @@ def test_interpreted_splash_is_plain_attention_there_and_back(kv_heads, window, 
         return y, *gradients
 
     with jax.numpy_dtype_promotion("standard"):
-        ours = found(partial(flash.splash, interpret=True))
+        ours = found(kernel)
     for mine, theirs in zip(ours, found(plain), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
@@ -77,10 +84,20 @@ def test_kernels_are_lowered_for_their_platforms(monkeypatch, mesh, shape, platf
     assert "stablehlo.exponential" not in text
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8)], ids=str)
+def test_blocks_are_plain_attention_on_every_mesh(mesh, shape):
+    q, k, v = draw((4, LENGTH, 4, 8), (4, 2, LENGTH, 8), (4, 2, LENGTH, 8))
+    mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
+    with jax.set_mesh(mesh(*shape)):
+        ours = jax.jit(partial(attend_causally, window=LENGTH))(q, k, v, mask)
+        assert flash.flash(q.swapaxes(1, 2), k, v, LENGTH) is not None
+    np.testing.assert_allclose(ours, attend(q, k, v, mask), atol=1e-5)
+
+
 def test_no_kernel_takes_what_it_cannot(monkeypatch):
     monkeypatch.setattr(flash, "cudnn", lambda q, k, v, window: q)
     q, k, v = draw((1, 2, 128, 256), (1, 2, 128, 256), (1, 2, 128, 256), dtype=jnp.bfloat16)
-    assert flash.flash(q, k, v, 128) is None  # on a CPU
+    assert flash.flash(q, k, v, 128) is None  # in bfloat16 on a CPU
     monkeypatch.setattr(flash, "platform", lambda: "gpu")
     q, k, v, wide = *(x[..., :64] for x in (q, k, v)), (q, k, v)
     assert flash.flash(q, k, v, 128) is None  # eight devices, and no mesh
