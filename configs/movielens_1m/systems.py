@@ -113,7 +113,6 @@ def told(name: str, parts: dict[str, Any] | None = None, **how: Any) -> Experime
 def sweep() -> Sweep:
     main = [
         reading("item_tokens", ITEMS),
-        reading("history_200", ITEMS, history=200),
         reading("perceiver_200", ITEMS | {"perceiver": LATENTS}, history=200),
         reading("cross_attention"),
         told("no_context"),
@@ -146,7 +145,10 @@ def sweep() -> Sweep:
         ),
         reading("soft_prompt", ITEMS | {"fusion": "soft_prompt", "perceiver": LATENTS}),
     ]
-    histories = [reading(f"history_{n}", ITEMS, history=n) for n in (25, 100)]
+    histories = [
+        *(reading(f"history_{n}", ITEMS, history=n) for n in (25, 100)),
+        reading("history_200", ITEMS, history=200).model_copy(update=control),
+    ]
     untrained = encoder().model_copy(update={"pretrain": PretrainConfig(steps=0)})
     others = [encoder("dual"), encoder("bert4rec", gated=False)]
     encoders = [  # beside `item_tokens_unaligned`: their states point at no item's vector
