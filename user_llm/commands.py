@@ -12,6 +12,7 @@ from user_llm import stages
 from user_llm import sweep as sweeps
 from user_llm.config import Experiment, Sweep
 from user_llm.data import builders, inspect, unseen
+from user_llm.data.dataset import load
 from user_llm.evaluation import (
     catalog_benchmark,
     comparison,
@@ -26,7 +27,7 @@ from user_llm.evaluation import (
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
-from user_llm.inference import embeddings
+from user_llm.inference import embeddings, text_vectors
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
 from user_llm.training import tracking
@@ -253,6 +254,22 @@ def embed(folder: Path, events: Path | None, out: Path) -> None:
     data = unseen.read(recommender.dataset, events) if events else recommender.dataset
     made = embeddings.write(recommender, data, out)
     print(f"{out}: {len(data.users)} users, {recommender.width} numbers each; {made} new shards")
+
+
+def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str) -> None:
+    """Writes the vectors that a text encoder makes of a built data set's texts.
+
+    Raises:
+      ValueError: the data set has no such texts.
+    """
+    found = load(data)
+    texts = found.reviews or () if of == "reviews" else getattr(found.items, of)
+    if not (said := [text for text in texts if text.strip()]):
+        raise ValueError(f"{data} has no {of}; `user-llm data inspect {data}` tells what it has")
+    made = text_vectors.write(
+        text_vectors.TextVectorizer(encoder, instruction=instruction), said, out
+    )
+    print(f"{out}: {len(text_vectors.TextVectors(out))} vectors, of which {made} are new")
 
 
 def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:
