@@ -316,6 +316,28 @@ class TextEncoderConfig(Config):
         return self
 
 
+class PersonaConfig(Config):
+    """Persona-Plug (arXiv 2409.11901): a user's past texts, weighed by how like the present one.
+
+    The paper's own setting is `PersonaConfig.paper()`: there similarities of unit vectors are not
+    sharpened, so that its weights are close to a mean's.
+    """
+
+    width: PositiveInt = 384  # of the past texts' vectors
+    histories: PositiveInt = 512  # past texts that are read, the newest
+    weights: Literal["attention", "mean"] = "attention"
+    temperature: float = Field(default=0.1, gt=0)  # that similarities are divided by, at first
+    learned_temperature: bool = True
+    tokens: PositiveInt = 1  # that the past texts become
+    instruction: bool = True  # a token that is the same for everyone stands before them
+    matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
+
+    @classmethod
+    def paper(cls, **parts: Any) -> "PersonaConfig":
+        """As published, but for the parts that are given."""
+        return cls(temperature=1.0, learned_temperature=False, matched=False, **parts)
+
+
 class LanguageModelConfig(Config):
     """The decoder: weights in Hugging Face layout, another run's, or an architecture to initialise.
 
