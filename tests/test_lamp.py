@@ -247,7 +247,9 @@ def test_macro_f1_is_that_of_scikit_learn_in_any_parts(pairs):
     assert parts[0].merge(parts[1]) == whole
     assert MacroF1.empty().merge(whole) == whole == whole.merge(MacroF1.empty())
     by_id = lambda x: {str(i): one for i, one in enumerate(x)}
-    assert score("LaMP_1", by_id(said), by_id(right))["accuracy"] == accuracy_score(right, said)
+    assert score("LaMP_1", by_id(said), by_id(right), labels)["accuracy"] == accuracy_score(
+        right, said
+    )
 
 
 def test_a_submission_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -259,3 +261,11 @@ def test_a_submission_is_whole_or_not_there(tmp_path, monkeypatch):
         submit(path, "LaMP_7", {"1": "awake"})
     assert path.read_text() == before
     assert np.array_equal([p.name for p in tmp_path.iterdir()], ["test_outputs.json"])
+
+
+def test_labels_are_lamps_own_or_those_of_the_set():
+    own = KINDS["LaMP_2"].labels
+    ask = lambda *outputs: [Question("q", "", (), output) for output in outputs]
+    assert lamp.labels("LaMP_2", ask("comedy", None)) == own
+    assert lamp.labels("LaMP_2", ask("Drama", "Comedy", "Drama")) == ("Comedy", "Drama")
+    assert lamp.labels("LaMP_4", ask("any")) == ()

@@ -33,6 +33,7 @@ TARGETS = {
     "embed-texts": "user_llm.commands:embed_texts",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
+    "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
 }
 
 
@@ -329,6 +330,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect = add("data inspect", "describe a built data set", to=data_verbs)
     inspect.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    made = add(
+        "data lamp-from-reviews", "make a set in LaMP's shape from a built data set", to=data_verbs
+    )
+    made.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    made.add_argument(
+        "--task",
+        choices=("LaMP_2", "LaMP_3", "LaMP_4"),
+        default="LaMP_3",
+        help="a film's genre, a review's stars or its summary (default: %(default)s)",
+    )
+    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
     return parser
 
 

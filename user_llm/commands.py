@@ -11,7 +11,7 @@ import numpy as np
 from user_llm import stages
 from user_llm import sweep as sweeps
 from user_llm.config import Experiment, Sweep
-from user_llm.data import builders, inspect, unseen
+from user_llm.data import builders, inspect, lamp, lamp_made, unseen
 from user_llm.data.dataset import load
 from user_llm.evaluation import (
     catalog_benchmark,
@@ -279,3 +279,11 @@ def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> 
 
 def data_inspect(folder: Path) -> None:
     print(inspect.describe(folder))
+
+
+def lamp_from_reviews(folder: Path, task: str, out: Path) -> None:
+    """Writes a set in LaMP's shape, made of a built data set, and tells its sizes."""
+    made = lamp_made.from_timelines(load(folder), task)
+    lamp.write(out, task, made)
+    sizes = ", ".join(f"{len(questions)} of {split}" for split, questions in made.items())
+    print(f"{out}: {task}, questions: {sizes}")

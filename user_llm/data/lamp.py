@@ -156,6 +156,16 @@ def read(folder: Path) -> tuple[str, dict[str, list[Question]]]:
     return task, found
 
 
+def labels(task: str, questions: Iterable[Question]) -> tuple[str, ...]:
+    """All possible answers of a task; none where the answer is free text.
+
+    Of sets in LaMP's shape that name others than LaMP's own, those that its questions name.
+    """
+    own = KINDS[task].labels
+    named = {question.output for question in questions if question.output is not None}
+    return own if not own or named <= set(own) else tuple(sorted(named))
+
+
 def write(folder: Path, task: str, questions: dict[str, Sequence[Question]]) -> None:
     """Writes questions by split, with the answers that are known, in LaMP's official layout."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,18 @@
 """How LaMP's answers are scored, as its own evaluation does it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from user_llm.data.lamp import KINDS
 from user_llm.evaluation.metrics import Accuracy, MacroF1, RatingError, TextOverlap
 
 
-def score(task: str, answers: Mapping[str, str], golds: Mapping[str, str]) -> dict[str, float]:
+def score(
+    task: str, answers: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str] = ()
+) -> dict[str, float]:
     """The task's metrics: accuracy and macro-F1 of labels, errors of stars, ROUGE of texts.
 
     Args:
       answers: by the question's id, for each one of `golds`.
+      labels: all possible answers, where they can be listed.
 
     Raises:
       ValueError: there are answers to other questions, or some lack one.
@@ -25,7 +27,7 @@ def score(task: str, answers: Mapping[str, str], golds: Mapping[str, str]) -> di
         return RatingError.from_ratings(
             [_stars(a, wanted) for a, wanted in zip(said, stars, strict=True)], stars
         ).compute()
-    if labels := KINDS[task].labels:
+    if labels:
         found = MacroF1.from_answers(said, right, labels)
         return Accuracy.from_answers(said, right).compute() | found.compute()
     overlap = TextOverlap.from_texts(said, right).compute()
