@@ -53,7 +53,7 @@ def encoder(tmp_path_factory):
 
 def draw(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, 60))) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, rng.integers(5, 60))) for _ in range(count)]
 
 
 def test_a_text_has_the_same_vector_in_any_company(encoder):
