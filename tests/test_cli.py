@@ -38,8 +38,10 @@ COMMANDS = {
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "zoo": ["zoo", "--items", "9"],
+    "embed-texts": ["embed-texts", "models/bert", "datasets/tiny", "--out", "vectors"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
+    "data lamp-from-reviews": ["data", "lamp-from-reviews", "datasets/tiny", "--out", "lamp"],
 }
 
 

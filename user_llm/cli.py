@@ -30,8 +30,10 @@ TARGETS = {
     "zoo": "user_llm.commands:zoo",
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
+    "embed-texts": "user_llm.commands:embed_texts",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
+    "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
 }
 
 
@@ -295,6 +297,24 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; shown if not given")
     embed.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder of shards")
 
+    texts = add("embed-texts", "write the vectors of a built data set's texts, each one once")
+    texts.add_argument(
+        "encoder", type=Path, metavar="ENCODER", help="a folder with a BERT and its tokenizer"
+    )
+    texts.add_argument("data", type=Path, metavar="DIR", help="the folder of a built data set")
+    texts.add_argument(
+        "--of",
+        choices=("reviews", "titles", "texts"),
+        default="reviews",
+        help="what users wrote, or items' titles or descriptions (default: %(default)s)",
+    )
+    texts.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="a folder, to which new texts join"
+    )
+    texts.add_argument(
+        "--instruction", default="", metavar="TEXT", help="what each text is read after"
+    )
+
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
     build = add("data build", "build a data set from its raw files", to=data_verbs)
@@ -310,6 +330,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect = add("data inspect", "describe a built data set", to=data_verbs)
     inspect.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    made = add(
+        "data lamp-from-reviews", "make a set in LaMP's shape from a built data set", to=data_verbs
+    )
+    made.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    made.add_argument(
+        "--task",
+        choices=("LaMP_2", "LaMP_3", "LaMP_4"),
+        default="LaMP_3",
+        help="a film's genre, a review's stars or its summary (default: %(default)s)",
+    )
+    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
     return parser
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from user_llm import stages
 from user_llm import sweep as sweeps
 from user_llm.config import Experiment, Sweep
-from user_llm.data import builders, inspect, unseen
+from user_llm.data import builders, inspect, lamp, lamp_made, unseen
+from user_llm.data.dataset import load
 from user_llm.evaluation import (
     catalog_benchmark,
     comparison,
@@ -26,7 +27,7 @@ from user_llm.evaluation import (
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
-from user_llm.inference import embeddings
+from user_llm.inference import embeddings, text_vectors
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
 from user_llm.training import tracking
@@ -255,6 +256,22 @@ def embed(folder: Path, events: Path | None, out: Path) -> None:
     print(f"{out}: {len(data.users)} users, {recommender.width} numbers each; {made} new shards")
 
 
+def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str) -> None:
+    """Writes the vectors that a text encoder makes of a built data set's texts.
+
+    Raises:
+      ValueError: the data set has no such texts.
+    """
+    found = load(data)
+    texts = found.reviews or () if of == "reviews" else getattr(found.items, of)
+    if not (said := [text for text in texts if text.strip()]):
+        raise ValueError(f"{data} has no {of}; `user-llm data inspect {data}` tells what it has")
+    made = text_vectors.write(
+        text_vectors.TextVectorizer(encoder, instruction=instruction), said, out
+    )
+    print(f"{out}: {len(text_vectors.TextVectors(out))} vectors, of which {made} are new")
+
+
 def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:
     path = data_path(str(source)) if source else None
     print(builders.build(name, source=path, data_dir=data_dir, version=version))
@@ -262,3 +279,11 @@ def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> 
 
 def data_inspect(folder: Path) -> None:
     print(inspect.describe(folder))
+
+
+def lamp_from_reviews(folder: Path, task: str, out: Path) -> None:
+    """Writes a set in LaMP's shape, made of a built data set, and tells its sizes."""
+    made = lamp_made.from_timelines(load(folder), task)
+    lamp.write(out, task, made)
+    sizes = ", ".join(f"{len(questions)} of {split}" for split, questions in made.items())
+    print(f"{out}: {task}, questions: {sizes}")

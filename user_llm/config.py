@@ -281,6 +281,63 @@ class DecoderConfig(Config):
         return (self.sliding_window is not None,) * self.num_hidden_layers
 
 
+class TextEncoderConfig(Config):
+    """A text encoder of BERT's family, in the words of Hugging Face's `config.json`.
+
+    And how it makes a vector of a text: of its first token's state (`cls`) or of the mean of all.
+    """
+
+    vocab_size: PositiveInt = 30_522
+    hidden_size: PositiveInt = 384
+    intermediate_size: PositiveInt = 1536
+    num_hidden_layers: PositiveInt = 6
+    num_attention_heads: PositiveInt = 12
+    max_position_embeddings: PositiveInt = 512
+    type_vocab_size: PositiveInt = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    pooling: Literal["cls", "mean"] = "mean"
+    normalize: bool = True  # vectors of unit length
+    max_tokens: PositiveInt = 512  # of a text; its end is cut
+    dtype: Dtype = "float32"  # of the activations
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.max_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} are more than the "
+                f"max_position_embeddings={self.max_position_embeddings}"
+            )
+        return self
+
+
+class PersonaConfig(Config):
+    """Persona-Plug (arXiv 2409.11901): a user's past texts, weighed by how like the present one.
+
+    The paper's own setting is `PersonaConfig.paper()`: there similarities of unit vectors are not
+    sharpened, so that its weights are close to a mean's.
+    """
+
+    width: PositiveInt = 384  # of the past texts' vectors
+    histories: PositiveInt = 512  # past texts that are read, the newest
+    weights: Literal["attention", "mean"] = "attention"
+    temperature: float = Field(default=0.1, gt=0)  # that similarities are divided by, at first
+    learned_temperature: bool = True
+    tokens: PositiveInt = 1  # that the past texts become
+    instruction: bool = True  # a token that is the same for everyone stands before them
+    matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
+
+    @classmethod
+    def paper(cls, **parts: Any) -> "PersonaConfig":
+        """As published, but for the parts that are given."""
+        return cls(temperature=1.0, learned_temperature=False, matched=False, **parts)
+
+
 class LanguageModelConfig(Config):
     """The decoder: weights in Hugging Face layout, another run's, or an architecture to initialise.
 

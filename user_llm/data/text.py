@@ -89,6 +89,28 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+class PassageTokenizer:
+    """A text encoder's tokenizer: whole texts between its own marks, cut at their end.
+
+    Raises:
+      ValueError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: str | Path, max_tokens: int):
+        from transformers import AutoTokenizer
+
+        if not Path(folder, "tokenizer.json").is_file():
+            raise ValueError(f"{folder} holds no tokenizer.json")
+        self._tokenizer, self.max_tokens = AutoTokenizer.from_pretrained(folder), max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text."""
+        if not texts:
+            return []
+        how = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
+        return self._tokenizer(list(texts), return_attention_mask=False, **how)["input_ids"]
+
+
 def pad(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], length: int
 ) -> dict[str, np.ndarray]:

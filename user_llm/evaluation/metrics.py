@@ -104,6 +104,38 @@ class Accuracy(Metric):
 
 
 @dataclass(frozen=True)
+class MacroF1(Metric):
+    """The harmonic mean of precision and recall, of each label, and of these the plain mean."""
+
+    right: tuple[int, ...] = ()  # by label: how often it was said where it was wanted
+    said: tuple[int, ...] = ()
+    wanted: tuple[int, ...] = ()
+
+    @staticmethod
+    def from_answers(
+        answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]
+    ) -> "MacroF1":
+        """The metric of answers, of which those that are no label count for none."""
+        pairs = list(zip(answers, targets, strict=True))
+        return MacroF1(
+            tuple(sum(a == t == label for a, t in pairs) for label in labels),
+            tuple(sum(a == label for a, _ in pairs) for label in labels),
+            tuple(sum(t == label for _, t in pairs) for label in labels),
+        )
+
+    def merge(self, other: "MacroF1") -> "MacroF1":
+        """The metric of the answers of both, which have the same labels."""
+        return super().merge(other) if self.right and other.right else self if self.right else other
+
+    def compute(self) -> dict[str, float]:
+        """`macro_f1`, between 0 and 1; a label that is neither said nor wanted has none: 0."""
+        if not self.right:
+            return {}
+        sums = zip(self.right, self.said, self.wanted, strict=True)
+        return {"macro_f1": float(np.mean([2 * r / max(s + w, 1) for r, s, w in sums]))}
+
+
+@dataclass(frozen=True)
 class RatingError(Metric):
     """How far ratings that were said are from those that were given."""
 

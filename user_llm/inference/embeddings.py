@@ -40,7 +40,7 @@ def write(recommender: Recommender, data: Dataset, folder: Path, *, shard: int =
         "encoder": fingerprint(recommender.params),
         "data": data.hash,
     }
-    _begin(folder, index)
+    begin(folder, index)
     made = 0
     for number, first in enumerate(range(0, users, shard)):
         path = folder / _name(number)
@@ -49,7 +49,7 @@ def write(recommender: Recommender, data: Dataset, folder: Path, *, shard: int =
         chosen = np.arange(first, min(first + shard, users))
         vectors = {"vectors": recommender.states(data, chosen)}
         told = {"users": json.dumps(data.users[first : first + shard])}
-        _whole(path, lambda path, v=vectors, t=told: save_file(v, path, metadata=t))
+        whole(path, lambda path, v=vectors, t=told: save_file(v, path, metadata=t))
         made += 1
     return made
 
@@ -84,7 +84,12 @@ def fingerprint(params: dict) -> str:
     return digest.hexdigest()
 
 
-def _begin(folder: Path, index: dict[str, Any]) -> None:
+def begin(folder: Path, index: dict[str, Any]) -> None:
+    """Says in a folder's `index.json` what it holds, unless it says so already.
+
+    Raises:
+      ValueError: it holds something else.
+    """
     path = folder / "index.json"
     if path.is_file():
         found = json.loads(path.read_text())
@@ -98,10 +103,10 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; choose another")
     folder.mkdir(parents=True, exist_ok=True)
-    _whole(path, lambda path: path.write_text(json.dumps(index, indent=2) + "\n"))
+    whole(path, lambda path: path.write_text(json.dumps(index, indent=2) + "\n"))
 
 
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+def whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file under another name first, so that under its own it is always whole."""
     unfinished = path.with_name(f".{path.name}.tmp")
     write(unfinished)

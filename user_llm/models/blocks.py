@@ -1,5 +1,6 @@
-"""The causal Transformer block of encoders and decoders."""
+"""Transformer blocks: the causal one of encoders and decoders, and BERT's."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from user_llm.config import LoRAConfig
+from user_llm.config import PROJECTIONS, LoRAConfig
 from user_llm.models.attention import Attention, Cache, Positions
 from user_llm.models.families import LLAMA, Family
-from user_llm.models.layers import MLP, NO_LORA, Linear, RMSNorm, dropout, picked
+from user_llm.models.layers import MLP, NO_LORA, LayerNorm, Linear, RMSNorm, dropout, picked
 from user_llm.sharding import constrain
+
+gelu = partial(jax.nn.gelu, approximate=False)
 
 
 class Block(nnx.Module):
@@ -99,3 +102,37 @@ class Block(nnx.Module):
         h = self.mlp(self.post_attention_layernorm(x))
         x += added(h, self.post_mlp_layernorm, self.mlp_gate, keys[1])
         return constrain(x, "batch", None, None), cache
+
+
+class BertBlock(nnx.Module):
+    """A post-norm Transformer block with biases (arXiv 1810.04805, section 3)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        rngs: nnx.Rngs,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+        activation: Callable[[Array], Array] = gelu,
+    ):
+        self.dropout, self.activation = dropout, activation
+        self.self_attn = Attention(width, heads, biased=PROJECTIONS["self_attn"], rngs=rngs)
+        self.attn_norm, self.mlp_norm = LayerNorm(width, eps), LayerNorm(width, eps)
+        self.up_proj = Linear(width, mlp, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Linear(mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B #T S"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self.attn_norm(x + dropout(self.self_attn(x, mask)[0], self.dropout, keys[0]))
+        h = self.down_proj(self.activation(self.up_proj(x)))
+        x = self.mlp_norm(x + dropout(h, self.dropout, keys[1]))
+        return constrain(x, "batch", None, None)

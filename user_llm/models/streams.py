@@ -2,15 +2,20 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.config import PerceiverConfig
+from user_llm.config import PerceiverConfig, PersonaConfig
+from user_llm.models.blocks import gelu
 from user_llm.models.encoders.base import Encoder, unit
-from user_llm.models.layers import Memory
+from user_llm.models.encoders.text import TextEncoder
+from user_llm.models.layers import Linear, Memory
 from user_llm.models.perceiver import Perceiver
 from user_llm.sharding import axes, constrain
+
+PAPER_INSTRUCTION = 7.0  # what the authors' code divides the instruction's token by
 
 
 class TimelineStream(nnx.Module):
@@ -68,6 +73,116 @@ class TimelineStream(nnx.Module):
             newest = is_newest(mask)[:, None].astype(jnp.float32)
             return jnp.concatenate([self.perceiver.weights(tokens, mask), newest], axis=1)
         return jnp.eye(tokens.shape[1]) * mask[:, None].astype(jnp.float32)
+
+
+class PersonaProjector(nnx.Module):
+    """Linear, GELU, linear: from a text's vector to tokens in the decoder's width."""
+
+    def __init__(self, inputs: int, width: int, tokens: int = 1, *, rngs: nnx.Rngs):
+        self.width = width
+        self.up_proj = Linear(inputs, width, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Linear(width, tokens * width, ("mlp", "embed"), bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B H E"], weights: Float[Array, "B H"]
+    ) -> Float[Array, "B K D"]:
+        """The weighted sum of the projections of H vectors, whose weights are 1 in sum."""
+        # What follows the GELU is linear, so it is applied to the sum.
+        total = jnp.einsum("bh,bhd->bd", weights.astype(x.dtype), gelu(self.up_proj(x)))
+        return self.down_proj(total).reshape(len(x), -1, self.width)
+
+
+class PersonaStream(nnx.Module):
+    """A user's past texts as a token or more, by how like the present text each of them is.
+
+    Source: Persona-Plug, arXiv 2409.11901, section 3, and its authors' code. The vectors of past
+    texts are given and never trained; the text encoder that reads the present one is.
+
+    Args:
+      text_encoder: of the present text, a vector of which is as wide as those of past texts.
+      width: the decoder's, in which the tokens are.
+
+    Raises:
+      ValueError: the encoder's vectors are of another width.
+    """
+
+    def __init__(
+        self,
+        config: PersonaConfig,
+        text_encoder: TextEncoder | None,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        if text_encoder and text_encoder.config.hidden_size != config.width:
+            raise ValueError(
+                f"persona.width={config.width}, but the encoder of the present text makes vectors "
+                f"of {text_encoder.config.hidden_size}; past texts must be embedded by its like"
+            )
+        if (text_encoder is None) != (config.weights == "mean"):
+            raise ValueError(f"persona.weights={config.weights!r} with text_encoder={text_encoder}")
+        self.config, self.text_encoder, self.width = config, text_encoder, width
+        learned = config.learned_temperature and text_encoder is not None
+        self.log_temperature = (
+            nnx.Param(jnp.log(jnp.full((), config.temperature))) if learned else None
+        )
+        self.projector = PersonaProjector(config.width, width, config.tokens, rngs=rngs)
+        self.instruction, self.instruction_projector = (
+            (
+                nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), (config.width,))),
+                PersonaProjector(config.width, width, rngs=rngs),
+            )
+            if config.instruction
+            else (None, None)
+        )
+        self.gain = nnx.Param(jnp.ones(())) if config.matched else None
+
+    def __call__(self, batch: dict[str, Any], length: Float[Array, ""]) -> Memory:
+        """The memory of `batch["persona"]`, its tokens about as long as the decoder's embeddings.
+
+        Of a user without a past text there is the instruction alone.
+
+        Args:
+          batch: in `persona` the past texts' `vectors` [B, H, E] and their `mask` [B, H], and of
+            the present one the `tokens` and `tokens_mask` [B, T].
+          length: the mean length of the decoder's embeddings.
+        """
+        told = batch["persona"]
+        vectors, mask = told["vectors"], told["mask"]
+        found = self.projector(vectors, self.weights(batch))
+        there = jnp.broadcast_to(mask.any(1, keepdims=True), found.shape[:2])
+        if self.instruction is None or self.instruction_projector is None:
+            return Memory(self._as_long(found, length), there)
+        one = jnp.ones((1, 1), vectors.dtype)
+        instruction = self.instruction_projector(self.instruction[...][None, None], one)
+        if not self.config.matched:
+            instruction /= PAPER_INSTRUCTION
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(instruction, (len(found), 1, self.width)), found], axis=1
+        )
+        first = jnp.ones((len(found), 1), bool)
+        return Memory(self._as_long(tokens, length), jnp.concatenate([first, there], axis=1))
+
+    def weights(self, batch: dict[str, Any]) -> Float[Array, "B H"]:
+        """How much of the memory each past text makes up: 1 in sum, 0 where there is none."""
+        told = batch["persona"]
+        mask = told["mask"]
+        if self.text_encoder is None:
+            shares = mask.astype(jnp.float32)
+            return shares / jnp.maximum(shares.sum(1, keepdims=True), 1)
+        present = self.text_encoder(told["tokens"], told["tokens_mask"])
+        scores = jnp.einsum("be,bhe->bh", present, told["vectors"].astype(jnp.float32))
+        scores = jnp.where(mask, scores / self.temperature(), jnp.finfo(jnp.float32).min)
+        return jax.nn.softmax(scores, axis=1) * mask.any(1, keepdims=True).astype(jnp.float32)
+
+    def temperature(self) -> Float[Array, ""]:
+        if self.log_temperature is None:
+            return jnp.full((), self.config.temperature)
+        return jnp.exp(self.log_temperature[...])
+
+    def _as_long(self, tokens: Float[Array, "B K D"], length: Float[Array, ""]) -> Array:
+        length = jax.lax.stop_gradient(length).astype(tokens.dtype)
+        return tokens * length if self.gain is None else unit(tokens) * (length * self.gain[...])
 
 
 def is_newest(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:

@@ -5,38 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from user_llm.config import PROJECTIONS, EncoderConfig
-from user_llm.models.attention import Attention
+from user_llm.models.blocks import BertBlock, gelu
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
-from user_llm.models.layers import LayerNorm, Linear, dropout, rematerialized
+from user_llm.models.layers import Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
-
-EPS = 1e-12  # of the norms, BERT's own
-
-
-class BertBlock(nnx.Module):
-    """A post-norm Transformer block with biases and GELU (arXiv 1810.04805, section 3)."""
-
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        width = config.embed
-        self.dropout = config.dropout
-        self.self_attn = Attention(width, config.heads, biased=PROJECTIONS["self_attn"], rngs=rngs)
-        self.attn_norm, self.mlp_norm = LayerNorm(width, EPS), LayerNorm(width, EPS)
-        self.up_proj = Linear(width, config.mlp, ("embed", "mlp"), bias=True, rngs=rngs)
-        self.down_proj = Linear(config.mlp, width, ("mlp", "embed"), bias=True, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B #T S"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = self.attn_norm(x + dropout(self.self_attn(x, mask)[0], self.dropout, keys[0]))
-        h = self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False))
-        x = self.mlp_norm(x + dropout(h, self.dropout, keys[1]))
-        return constrain(x, "batch", None, None)
 
 
 class BERT4RecEncoder(Encoder):
@@ -57,7 +29,8 @@ class BERT4RecEncoder(Encoder):
         self.positions = nnx.Param(positions, **axes(None, "embed"))
 
         def block(rngs):
-            return BertBlock(config, rngs=rngs)
+            dropout = config.dropout
+            return BertBlock(width, config.heads, config.mlp, dropout=dropout, rngs=rngs)
 
         self.layers = jax.vmap(block)(rngs.split(config.layers))
         self.out_proj = Linear(width, width, ("embed", None), rngs=rngs, bias=True)
@@ -99,7 +72,7 @@ class BERT4RecEncoder(Encoder):
         return jnp.take_along_axis(states, end[:, None, None], axis=1)[:, 0]
 
     def queries(self, states: Float[Array, "... D"]) -> Float[Array, "... Q"]:
-        x = jax.nn.gelu(self.out_proj(states.astype(jnp.float32)), approximate=False)
+        x = gelu(self.out_proj(states.astype(jnp.float32)))
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
     def item_vectors(self, key: Key[Array, ""] | None = None) -> Float[Array, "V Q"]:

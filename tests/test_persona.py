@@ -1,0 +1,155 @@
+"""Persona-Plug's stream, beside the paper's formulas in plain numpy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import models_made
+import numpy as np
+import pytest
+from flax import nnx
+
+from user_llm.config import PersonaConfig, TextEncoderConfig
+from user_llm.models.encoders.text import TextEncoder
+from user_llm.models.streams import PersonaStream
+
+WIDTH, DECODER = 16, 24
+TEXT = TextEncoderConfig(
+    vocab_size=50,
+    hidden_size=WIDTH,
+    intermediate_size=20,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=12,
+    max_tokens=12,
+    pooling="cls",
+)
+OWN = {"width": WIDTH, "histories": 5}
+LENGTH = jnp.float32(3.5)
+
+
+def make(config, seed=0):
+    def stream(rngs):
+        reader = TextEncoder(TEXT, rngs=rngs) if config.weights == "attention" else None
+        return PersonaStream(config, reader, DECODER, rngs=rngs)
+
+    return models_made.random_model(stream, seed)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(4, 5, WIDTH)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    told = {
+        "vectors": vectors,
+        "mask": np.arange(5) < np.array([[5], [2], [1], [0]]),
+        "tokens": rng.integers(1, 50, (4, 9)).astype(np.int32),
+        "tokens_mask": np.arange(9) < np.array([[9], [3], [5], [7]]),
+    }
+    return {"persona": jax.tree.map(jnp.asarray, told)}
+
+
+@jax.jit
+def run(stream, batch):
+    return stream(batch, LENGTH), stream.weights(batch)
+
+
+def plain(stream, batch):
+    """The tokens, user by user and text by text, as the paper and its authors' code have them."""
+    params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(stream)))
+    told = {name: np.asarray(x) for name, x in batch["persona"].items()}
+    config, gelu = stream.config, np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
+    if stream.text_encoder is not None:
+        present = np.asarray(
+            stream.text_encoder(batch["persona"]["tokens"], batch["persona"]["tokens_mask"])
+        )
+    temperature = config.temperature
+    if config.learned_temperature and stream.text_encoder is not None:
+        temperature = np.exp(params["log_temperature"])
+
+    def proj(name, x):
+        own = params[name]
+        x = gelu(x @ own["up_proj"]["kernel"] + own["up_proj"]["bias"])
+        return (x @ own["down_proj"]["kernel"] + own["down_proj"]["bias"]).reshape(-1, DECODER)
+
+    rows = []
+    for user in range(4):
+        past = told["vectors"][user][told["mask"][user]]
+        tokens = np.zeros((config.tokens, DECODER))
+        if len(past):
+            shares = np.full(len(past), 1 / len(past))
+            if stream.text_encoder is not None:
+                scores = np.exp(past @ present[user] / temperature)
+                shares = scores / scores.sum()
+            for share, vector in zip(shares, past, strict=True):
+                tokens += share * proj("projector", vector)
+        if config.instruction:
+            instruction = proj("instruction_projector", params["instruction"])
+            instruction = instruction if config.matched else instruction / 7.0
+            tokens = np.concatenate([instruction, tokens])
+        if config.matched:
+            tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-9)
+            tokens = tokens * params["gain"]
+        rows.append(tokens * float(LENGTH))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PersonaConfig.paper(**OWN),
+        PersonaConfig(**OWN),
+        PersonaConfig(**OWN, tokens=3, instruction=False),
+        PersonaConfig(**OWN, weights="mean"),
+    ],
+    ids=["paper", "ours", "several tokens", "mean"],
+)
+def test_the_stream_is_the_papers_formulas(batch, config):
+    stream = make(config)
+    memory, weights = run(stream, batch)
+    wanted, seen = plain(stream, batch), np.asarray(memory.mask)
+    np.testing.assert_allclose(np.asarray(memory.tokens)[seen], wanted[seen], atol=1e-5, rtol=1e-5)
+    assert seen[:3].all()
+    assert seen[3].tolist() == [True] * config.instruction + [False] * config.tokens
+    np.testing.assert_allclose(weights.sum(1), [1, 1, 1, 0], atol=1e-6)
+
+
+def test_a_past_text_that_is_like_the_present_one_counts_more(batch):
+    stream = make(PersonaConfig(**OWN, temperature=0.05, learned_temperature=False))
+    present = stream.text_encoder(batch["persona"]["tokens"], batch["persona"]["tokens_mask"])
+    told = batch["persona"] | {"vectors": batch["persona"]["vectors"].at[:, 1].set(present)}
+    weights = stream.weights({"persona": told})
+    assert (np.asarray(weights[:2, 1]) > 0.9).all()
+    blunt = make(PersonaConfig.paper(**OWN)).weights({"persona": told})
+    assert (np.asarray(blunt[0]) < 0.5).all()  # close to a mean, which is what the paper has
+
+
+def test_what_is_padding_changes_nothing(batch):
+    stream = make(PersonaConfig(**OWN))
+    told = batch["persona"]
+    other = told | {"vectors": jnp.where(told["mask"][..., None], told["vectors"], 9.0)}
+    for mine, theirs in zip(run(stream, {"persona": other}), run(stream, batch), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+
+
+@pytest.mark.parametrize("config", [PersonaConfig.paper(**OWN), PersonaConfig(**OWN)])
+def test_gradients_reach_all_parameters_and_no_vector(batch, config):
+    graphdef, state = nnx.split(make(config))
+
+    def total(state, batch):
+        memory = nnx.merge(graphdef, state)(batch, LENGTH)
+        return jnp.sin(jnp.where(memory.mask[..., None], memory.tokens, 0)).sum()
+
+    gradients = nnx.to_pure_dict(jax.jit(jax.grad(total))(state, batch))
+    still = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree.leaves_with_path(gradients)
+        if not jnp.abs(g).max() > 0
+    ]
+    assert not still
+
+
+def test_vectors_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"persona.width=384, but .* makes vectors of 16"):
+        make(PersonaConfig())

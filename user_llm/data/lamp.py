@@ -1,0 +1,303 @@
+"""LaMP's official files: who asks, what they wrote before, and what would be right.
+
+Source: arXiv 2304.11406. A folder holds `train_questions.json`, a list of `{"id", "input",
+"profile"}`, and `train_outputs.json`, `{"task", "golds": [{"id", "output"}]}`; `dev` and `test`
+likewise, of the last perhaps the questions alone. User-based and time-based splits look the same,
+but that entries of the latter have a `date`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+SPLITS = ("train", "dev", "test")
+SHOWN = 10  # problems of a folder that an error tells
+QUOTED = re.compile(r'"([^"]*)"')
+
+Choice = Literal["none", "random", "recency", "bm25"]
+Entry = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asks, beside what they wrote before."""
+
+    id: str
+    input: str
+    profile: tuple[Entry, ...]
+    output: str | None  # the right answer, where it is known
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the benchmark's tasks, in the words of its files.
+
+    `text` is made of the fields that say what an entry is about, without its label; retrieval and
+    embeddings read no more. `told` is how a prompt spells an entry out.
+    """
+
+    fields: tuple[str, ...]  # of an entry, beside its id
+    text: tuple[str, ...]
+    told: str
+    marker: str = ""  # the present text stands behind it in the input
+    after: str = ". "  # what stands between the entries and the input in a prompt
+    labels: tuple[str, ...] = ()  # all possible answers; none: the answer is free text
+
+    def says(self, entry: Entry) -> str:
+        """What a past entry is about."""
+        return " ".join(entry[name] for name in self.text)
+
+    def present(self, text: str) -> str:
+        """The present text, without the instruction around it; empty if there is none.
+
+        Of a citation, which has no marker, the two references.
+        """
+        if not self.marker:
+            return " ".join(QUOTED.findall(text)[1:3])
+        return text.partition(self.marker)[2].strip()
+
+    def prompt(self, text: str, entries: Sequence[Entry]) -> str:
+        """An input with these entries before it, as the authors' prompts have them."""
+        if not entries:
+            return text
+        told = ", and ".join(self.told.format(**entry) for entry in entries)
+        if not self.marker:  # the author's other titles stand beside the one in question
+            title = QUOTED.search(text)
+            assert title is not None, "an input without a title is refused when it is read"
+            return f"{text[: title.end()]}, and {told}{text[title.end() :]}"
+        return told + self.after + text
+
+
+TAGS = (
+    *("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy"),
+    *("classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary"),
+    *("violence", "true story"),
+)
+KINDS: dict[str, Kind] = {
+    "LaMP_1": Kind(
+        fields=("title", "abstract"),
+        text=("title", "abstract"),
+        told='"{title}"',
+        labels=("[1]", "[2]"),
+    ),
+    "LaMP_2": Kind(
+        fields=("tag", "description"),
+        text=("description",),
+        told='the tag for the movie: "{description}" is "{tag}"',
+        marker="description:",
+        labels=TAGS,
+    ),
+    "LaMP_3": Kind(
+        fields=("text", "score"),
+        text=("text",),
+        told='{score} is the score for "{text}"',
+        marker="review:",
+        labels=("1", "2", "3", "4", "5"),
+    ),
+    "LaMP_4": Kind(
+        fields=("title", "text"),
+        text=("title", "text"),
+        told='"{title}" is the title for "{text}"',
+        marker="article:",
+    ),
+    "LaMP_5": Kind(
+        fields=("title", "abstract"),
+        text=("title", "abstract"),
+        told='"{title}" is the title for "{abstract}"',
+        marker="paper:",
+        after=". Following the given patterns ",
+    ),
+    "LaMP_7": Kind(
+        fields=("text",),
+        text=("text",),
+        told='"{text}"',
+        marker=":",
+        after=" are written by a person. Following the given patterns ",
+    ),
+}
+
+
+def read(folder: Path) -> tuple[str, dict[str, list[Question]]]:
+    """The task of a folder in LaMP's official layout, and its questions by split.
+
+    Raises:
+      ValueError: there are no questions, or files are not as they should be: what is wrong is named
+        by file, index and field.
+    """
+    paths = {split: folder / f"{split}_questions.json" for split in SPLITS}
+    if not any(path.is_file() for path in paths.values()):
+        raise ValueError(f"{folder} holds none of {', '.join(p.name for p in paths.values())}")
+    outputs = {split: folder / f"{split}_outputs.json" for split in SPLITS}
+    golds = {split: _json(path) for split, path in outputs.items() if path.is_file()}
+    task, problems = _task(folder, golds)
+    kind, found = KINDS[task], {}
+    for split, path in paths.items():
+        if not path.is_file():
+            continue
+        right = (
+            dict(_outputs(golds[split], outputs[split].name, problems)) if split in golds else {}
+        )
+        found[split] = list(_questions(_json(path), path.name, kind, right, problems))
+        asked = {question.id for question in found[split]}
+        if split in golds and asked != right.keys():
+            odd = sorted(asked ^ right.keys())
+            problems.append(
+                f"{path.name} and {outputs[split].name} differ in ids such as {odd[0]!r}"
+            )
+    if problems:
+        told = "; ".join(problems[:SHOWN])
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(f"{folder} is not as LaMP's files are: {told}{more}")
+    return task, found
+
+
+def labels(task: str, questions: Iterable[Question]) -> tuple[str, ...]:
+    """All possible answers of a task; none where the answer is free text.
+
+    Of sets in LaMP's shape that name others than LaMP's own, those that its questions name.
+    """
+    own = KINDS[task].labels
+    named = {question.output for question in questions if question.output is not None}
+    return own if not own or named <= set(own) else tuple(sorted(named))
+
+
+def write(folder: Path, task: str, questions: dict[str, Sequence[Question]]) -> None:
+    """Writes questions by split, with the answers that are known, in LaMP's official layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, some in questions.items():
+        asked = [{"id": q.id, "input": q.input, "profile": list(q.profile)} for q in some]
+        _replace(folder / f"{split}_questions.json", asked)
+        golds = {q.id: q.output for q in some if q.output is not None}
+        if golds:
+            submit(folder / f"{split}_outputs.json", task, golds)
+
+
+def submit(path: Path, task: str, answers: dict[str, str]) -> None:
+    """Writes answers by their questions' ids as LaMP's evaluation wants them."""
+    golds = [{"id": name, "output": answer} for name, answer in answers.items()]
+    _replace(path, {"task": task, "golds": golds})
+
+
+def choose(
+    kind: Kind, question: Question, how: Choice, count: int, seed: int = 0
+) -> tuple[Entry, ...]:
+    """The entries of a profile that a prompt spells out, the best one first.
+
+    `random` without repetition, by the seed and the question's id; `recency` the newest; `bm25`
+    those most like the present text, by whitespace's words (as the authors cut them).
+
+    Raises:
+      ValueError: `recency` is asked of entries without a date.
+    """
+    profile = question.profile
+    if how == "none" or not profile or not count:
+        return ()
+    if how == "random":
+        rng = np.random.default_rng([seed, *question.id.encode()])
+        return tuple(profile[i] for i in rng.permutation(len(profile))[:count])
+    if how == "recency":
+        if undated := [entry["id"] for entry in profile if not entry.get("date")]:
+            raise ValueError(
+                f"question {question.id}: entry {undated[0]} has no date, as those of user-based "
+                "splits; take a time-based split, or another choice than recency"
+            )
+        newest = sorted(profile, key=lambda entry: entry["date"], reverse=True)
+        return tuple(newest[:count])
+    from bm25s import BM25  # with the extra `text`
+
+    corpus = [kind.says(entry).split() for entry in profile]
+    query = kind.present(question.input).split()
+    known = {word for words in corpus for word in words}
+    query = [word for word in query if word in known]
+    if not query:
+        return profile[:count]
+    index = BM25()
+    index.index(corpus, show_progress=False)
+    places, _ = index.retrieve([query], k=min(count, len(profile)), show_progress=False)
+    return tuple(profile[i] for i in places[0].tolist())
+
+
+def _task(folder: Path, golds: dict[str, Any]) -> tuple[str, list[str]]:
+    """The one task that all outputs name."""
+    named = {
+        f"{split}_outputs.json": given.get("task") if isinstance(given, dict) else None
+        for split, given in golds.items()
+    }
+    if not named:
+        raise ValueError(f"{folder} holds no outputs, which name the task")
+    problems = [
+        f"{name}: task is {task!r}, where one of {', '.join(KINDS)} is supported"
+        for name, task in named.items()
+        if task not in KINDS
+    ]
+    if problems or len(set(named.values())) > 1:
+        problems = problems or [f"outputs name several tasks, {sorted(set(named.values()))}"]
+        raise ValueError(f"{folder} is not as LaMP's files are: " + "; ".join(problems))
+    return next(iter(named.values())), problems
+
+
+def _outputs(given: Any, file: str, problems: list[str]) -> Iterator[tuple[str, str]]:
+    golds = given.get("golds")
+    if not isinstance(golds, list):
+        problems.append(f"{file}: golds is no list")
+        return
+    for i, gold in enumerate(golds):
+        wrong = list(_lacking(gold, ("id", "output")))
+        problems += [f"{file}, gold {i}: {what}" for what in wrong]
+        if not wrong:
+            yield str(gold["id"]), str(gold["output"])
+
+
+def _questions(
+    given: Any, file: str, kind: Kind, right: dict[str, str], problems: list[str]
+) -> Iterator[Question]:
+    if not isinstance(given, list):
+        problems.append(f"{file} is no list of questions")
+        return
+    for i, asked in enumerate(given):
+        wrong = list(_lacking(asked, ("id", "input")))
+        profile = asked.get("profile") if isinstance(asked, dict) else None
+        if not isinstance(profile, list):
+            wrong.append("profile is no list")
+            profile = []
+        for place, entry in enumerate(profile):
+            wrong += [f"profile entry {place}: {x}" for x in _lacking(entry, ("id", *kind.fields))]
+        if not wrong and not kind.present(str(asked["input"])):
+            behind = f"no text behind {kind.marker!r}" if kind.marker else "not three quoted titles"
+            wrong.append(f"input has {behind}")
+        problems += [f"{file}, question {i}: {what}" for what in wrong]
+        if not wrong:
+            entries = tuple({name: str(x) for name, x in entry.items()} for entry in profile)
+            key = str(asked["id"])
+            yield Question(key, str(asked["input"]), entries, right.get(key))
+
+
+def _lacking(given: Any, names: Iterable[str]) -> Iterator[str]:
+    """What of some fields is missing or no text."""
+    if not isinstance(given, dict):
+        yield "is no object"
+        return
+    for name in names:
+        if name not in given:
+            yield f"{name} is missing"
+        elif not isinstance(given[name], str | int | float):
+            yield f"{name} is {type(given[name]).__name__}, not text"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _replace(path: Path, content: Any) -> None:
+    """Writes JSON under another name first, so that under its own it is always whole."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    unfinished.replace(path)
