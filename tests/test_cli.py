@@ -29,7 +29,7 @@ COMMANDS = {
     "finetune": ["finetune", "tiny.py"],
     "evaluate": ["evaluate", "runs/tiny"],
     "report": ["report", "runs/tiny"],
-    "benchmark inference": ["benchmark", "inference", "--decoder", "3m", "llama3_1b"],
+    "benchmark inference": ["benchmark", "inference", "--decoder", "3m", "--history", "50", "200"],
     "benchmark encoder": ["benchmark", "encoder", "--steps", "2", "--rectools", "python3"],
     "benchmark decode": ["benchmark", "decode", "--rounds", "1", "--decoder", "llama3_1b"],
     "benchmark catalog": ["benchmark", "catalog", "--record", "configs/benchmarks"],

@@ -247,6 +247,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="3m, 100m, or shapes that `user-llm zoo` lists (default: 3m 100m llama3_1b llama3_8b)",
     )
+    inference.add_argument(
+        "--history",
+        dest="histories",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="events of a user (default: 25 50 100 200 400; of a run 10 25 50 100 200)",
+    )
     decode.add_argument(
         "--decoder",
         metavar="NAME",

@@ -101,7 +101,12 @@ def evaluate(folder: Path) -> None:
 
 
 def benchmark_inference(
-    run: Path | None, folder: Path, decoder: list[str] | None, rounds: int, record: Path | None
+    run: Path | None,
+    folder: Path,
+    decoder: list[str] | None,
+    histories: list[int] | None,
+    rounds: int,
+    record: Path | None,
 ) -> None:
     """Counts and times what a memory costs beside the text prompt and prints the tables.
 
@@ -116,7 +121,7 @@ def benchmark_inference(
     decoders = decoder or inference_benchmark.ASKED
     opened = Run.open(run) if run else None
     result = inference_benchmark.benchmark(
-        run or folder, run=opened, decoders=decoders, rounds=rounds
+        run or folder, run=opened, decoders=decoders, histories=histories, rounds=rounds
     )
     print(inference_table.table(result))
     if record is not None:
