@@ -8,7 +8,7 @@ but that entries of the latter have a `date`.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -134,8 +134,8 @@ def read(folder: Path) -> tuple[str, dict[str, list[Question]]]:
         raise ValueError(f"{folder} holds none of {', '.join(p.name for p in paths.values())}")
     outputs = {split: folder / f"{split}_outputs.json" for split in SPLITS}
     golds = {split: _json(path) for split, path in outputs.items() if path.is_file()}
-    task, problems = _task(folder, golds)
-    kind, found = KINDS[task], {}
+    task = _task(folder, golds)
+    kind, found, problems = KINDS[task], {}, []
     for split, path in paths.items():
         if not path.is_file():
             continue
@@ -166,7 +166,7 @@ def labels(task: str, questions: Iterable[Question]) -> tuple[str, ...]:
     return own if not own or named <= set(own) else tuple(sorted(named))
 
 
-def write(folder: Path, task: str, questions: dict[str, Sequence[Question]]) -> None:
+def write(folder: Path, task: str, questions: Mapping[str, Sequence[Question]]) -> None:
     """Writes questions by split, with the answers that are known, in LaMP's official layout."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, some in questions.items():
@@ -222,10 +222,10 @@ def choose(
     return tuple(profile[i] for i in places[0].tolist())
 
 
-def _task(folder: Path, golds: dict[str, Any]) -> tuple[str, list[str]]:
+def _task(folder: Path, golds: dict[str, Any]) -> str:
     """The one task that all outputs name."""
     named = {
-        f"{split}_outputs.json": given.get("task") if isinstance(given, dict) else None
+        f"{split}_outputs.json": str(given.get("task") if isinstance(given, dict) else None)
         for split, given in golds.items()
     }
     if not named:
@@ -238,7 +238,7 @@ def _task(folder: Path, golds: dict[str, Any]) -> tuple[str, list[str]]:
     if problems or len(set(named.values())) > 1:
         problems = problems or [f"outputs name several tasks, {sorted(set(named.values()))}"]
         raise ValueError(f"{folder} is not as LaMP's files are: " + "; ".join(problems))
-    return next(iter(named.values())), problems
+    return next(iter(named.values()))
 
 
 def _outputs(given: Any, file: str, problems: list[str]) -> Iterator[tuple[str, str]]:

@@ -37,16 +37,18 @@ class Metric:
     def merge(self: M, other: M) -> M:
         """The metric of the answers of both."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return type(self)(
-            *(
-                tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
-                for a, b in pairs
-            )
-        )
+        return type(self)(*(_sum(a, b) for a, b in pairs))
 
     def compute(self) -> dict[str, float]:
         """The values by name, over all answers."""
         raise NotImplementedError
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """Of numbers, or of as many in tuples; an empty tuple is neutral."""
+    if isinstance(a, tuple) and a and b:
+        return tuple(x + y for x, y in zip(a, b, strict=True))
+    return a + b
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,6 @@ class MacroF1(Metric):
             tuple(sum(a == label for a, _ in pairs) for label in labels),
             tuple(sum(t == label for _, t in pairs) for label in labels),
         )
-
-    def merge(self, other: "MacroF1") -> "MacroF1":
-        """The metric of the answers of both, which have the same labels."""
-        return super().merge(other) if self.right and other.right else self if self.right else other
 
     def compute(self) -> dict[str, float]:
         """`macro_f1`, between 0 and 1; a label that is neither said nor wanted has none: 0."""
