@@ -185,7 +185,7 @@ def test_answers_that_begin_otherwise_are_refused():
 
 def test_a_run_s_own_decoder_is_no_choice(tmp_path):
     with pytest.raises(ValueError, match="has its own decoder"):
-        commands.benchmark_inference(tmp_path, tmp_path, ["3m"], 1, None)
+        commands.benchmark_inference(tmp_path, tmp_path, ["3m"], None, 1, None)
 
 
 @pytest.mark.parametrize(
