@@ -13,6 +13,7 @@ from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.huggingface import import_decoder
 from user_llm.inference.generate import Generator, grow, padded
 from user_llm.inference.sampling import Sampling
+from user_llm.models.attention import KVCache
 from user_llm.models.decoder import Decoder
 from user_llm.models.layers import Memory
 
@@ -150,6 +151,19 @@ def test_answer_does_not_depend_on_its_neighbours(generator):
         alone = generator.generate([prompt], memory=one, prefix=before, sampling=how[i], **options)
         assert alone[0] == together[i]
     assert len({tuple(answer) for answer in together}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_what_is_kept_of_one_user_stays_where_it_is(kv_heads):
+    cache = KVCache.empty(batch=1, heads=kv_heads, slots=512, head_dim=16)
+
+    def step(cache, queries, keys, position):
+        cache = cache.write(keys, keys, position)
+        return cache.attend(queries, jnp.arange(512) <= position[..., None]), cache
+
+    queries, keys = jnp.ones((1, 1, 2, 16)), jnp.ones((1, 1, kv_heads, 16))
+    program = jax.jit(step, donate_argnums=0).lower(cache, queries, keys, jnp.array([[5]]))
+    assert program.compile().memory_analysis().temp_size_in_bytes < cache.keys.nbytes
 
 
 def test_answer_ends_before_its_stop_token(generator):

@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from user_llm.config import LoRAConfig, RopeScaling
 from user_llm.models.flash import flash
 from user_llm.models.layers import NO_LORA, Linear, RMSNorm, picked
+from user_llm.sharding import platform
 
+FEW_QUERIES = 32  # up to which the keys are most of what a product reads
 CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
 
 
@@ -65,6 +67,9 @@ class KVCache(NamedTuple):
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def write(self, keys: Array, values: Array, positions: Int[Array, "B T"]) -> "KVCache":
+        if positions.size == 1 and platform() == "cpu":
+            # A single write XLA:CPU would make anew for each reader, and copy the cache to do so.
+            keys, values, positions = (jnp.repeat(x, 2, axis=1) for x in (keys, values, positions))
         rows = jnp.arange(positions.shape[0])[:, None]
         return KVCache(
             self.keys.at[rows, :, positions].set(keys),
@@ -141,7 +146,11 @@ def attend(
     product, where there is less of it.
     """
     q, mask = rearrange(q, "b t (k g) h -> b k g t h", k=k.shape[1]), mask[:, None, None]
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    if q.shape[3] <= FEW_QUERIES:  # for whom XLA:CPU would transpose the keys, unless on the left
+        scores = jnp.einsum("bksh,bkgth->bksgt", k, q, preferred_element_type=jnp.float32)
+        scores = rearrange(scores, "b k s g t -> b k g t s")
+    else:
+        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = capped(scores * q.shape[-1] ** -0.5, softcap)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
