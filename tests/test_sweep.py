@@ -186,6 +186,11 @@ def test_the_command_runs_a_file_and_says_what_failed(ran, tmp_path, monkeypatch
     for record in kept:
         name, _, _ = record["run"].partition("/")
         assert record["command"] == f"user-llm sweep mine.py --only {name}"
+    assert cli.main(["report", "mine.py"]) == 0  # of what was recorded, without the runs
+    assert table(tmp_path / "runs/mine_recorded") == table(tmp_path / "runs/mine")
+    assert "With more words" in Path("runs/mine_recorded/report.html").read_text()
+    assert cli.main(["report", "mine.py", "--run-dir", "runs/mine"]) == 2
+    assert "runs/mine holds runs" in capsys.readouterr().err
     ran[1]["b/seed-0"] = 1
     (tmp_path / "runs/mine/b/seed-0/report.html").unlink()
     assert cli.main(["sweep", "mine.py"]) == 2

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = _experiment_options(verb, **options)
         if verb == "sweep":
             options["table"] = load_sweep(options["file"])
+        if verb == "report" and options["folder"].suffix == ".py":
+            options["table"] = load_sweep(str(options["folder"]))
         _load(TARGETS[verb])(**options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -198,13 +200,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "score a run's model and its baselines on the test users")
     report = add("report", "write a run's report as one HTML page")
     report.add_argument("--png", action="store_true", help="draw a sweep's figures as PNGs too")
+    where = "of a sweep's file: where the page is written: runs/<FILE's name>_recorded"
+    report.add_argument("--run-dir", type=Path, help=where)
 
     benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
     benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)
     inference = add("benchmark inference", "tell what a memory saves beside text", benchmark_verbs)
     rectools = add("benchmark rectools", "train RecTools' encoder beside a run's", benchmark_verbs)
     for sub in (evaluate, report, rectools):
-        told = "the folder of a run" + (" or of a sweep" if sub is report else "")
+        more = " or a sweep, or a sweep's file, of the figures that are recorded beside it"
+        told = "the folder of a run" + (more if sub is report else "")
         sub.add_argument("folder", type=Path, metavar="RUN", help=told)
     what = "whose system is measured; without it, ones of the published shape"
     inference.add_argument("run", type=Path, nargs="?", metavar="RUN", help=what)

@@ -181,12 +181,23 @@ def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
     print(rectools.table(rectools.compare(Run.open(folder), python, epochs=epochs)))
 
 
-def write_report(folder: Path, png: bool = False) -> None:
+def write_report(
+    folder: Path, png: bool = False, run_dir: Path | None = None, table: Sweep | None = None
+) -> None:
     """Writes the page of a run, or of a sweep with its figures, as pixels too if asked.
 
+    Given a sweep's file and its `table`, of the figures recorded beside it, into `run_dir`.
+
     Raises:
-      ValueError: pixels are asked for of a run, which has no figures of its own.
+      ValueError: pixels are asked for of a run, which has no figures of its own; or `run_dir`
+        without a file.
     """
+    if run_dir and not table:
+        raise ValueError(f"--run-dir goes with a sweep's file, and the report of {folder} into it")
+    if table:
+        file = folder
+        folder = run_dir or Path(f"{sweeps.default_folder(str(file))}_recorded")
+        sweeps.write_recorded(folder, table, file)
     swept = (folder / comparison.SWEEP).is_file()
     if png and not swept:
         raise ValueError(f"{folder} is not of a sweep, whose figures alone are drawn as --png")

@@ -10,7 +10,8 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from user_llm.evaluation import comparison, evaluate, records
 from user_llm.runs import Run, flat
 from user_llm.training.loop import PREEMPTED
 
+ORIGIN = ("commit", "date", "device")  # of a figure
+
 logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]  # of the tidy file
 
 
 def run(sweep: Sweep, folder: Path, only: str = "*") -> list[str]:
@@ -99,8 +104,26 @@ def write(folder: Path, sweep: Sweep) -> None:
 
     And the sweep itself, of which a report draws the figures.
     """
+    put(folder, sweep, rows(folder, sweep.experiments))
+
+
+def write_recorded(folder: Path, sweep: Sweep, file: Path) -> None:
+    """The same of the figures recorded beside the sweep's file, whose runs may be long gone.
+
+    Raises:
+      ValueError: none are, or the folder holds runs, whose own figures it would replace.
+    """
+    if any(finished(place(folder, experiment)) for experiment in sweep.experiments):
+        raise ValueError(f"{folder} holds runs of {file}; report on it, or name another --run-dir")
+    if not (found := list(recorded(file, sweep.experiments))):
+        raise ValueError(f"no figures of {file.name} are recorded beside it; `--record` does that")
+    folder.mkdir(parents=True, exist_ok=True)
+    put(folder, sweep, found)
+
+
+def put(folder: Path, sweep: Sweep, rows: Iterable[Row]) -> None:
     records.write_atomically(folder / comparison.SWEEP, sweep.model_dump_json(indent=1))
-    told = list(rows(folder, sweep.experiments))
+    told = list(rows)
     text = io.StringIO()
     if told:
         table = csv.DictWriter(text, list(told[0]), lineterminator="\n")
@@ -109,30 +132,49 @@ def write(folder: Path, sweep: Sweep) -> None:
     records.write_atomically(folder / comparison.RESULTS, text.getvalue())
 
 
-def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[dict[str, Any]]:
+def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[Row]:
     """What the finished experiments have come to, beside every field in which they all differ.
 
     Raises:
       ValueError: a folder holds another experiment.
     """
-    fields = [flat(experiment.model_dump(mode="json")) for experiment in experiments]
-    names = dict.fromkeys(name for own in fields for name in own)
-    varied = [n for n in names if any(own.get(n) != fields[0].get(n) for own in fields)]
-    for experiment, own in zip(experiments, fields, strict=True):
+    differing = differences(experiments)
+    for nth, experiment in enumerate(experiments):
         if not finished(place(folder, experiment)):
             continue
         judged = evaluate.read(Run(experiment, place(folder, experiment)))
-        differing = {name: own.get(name) for name in varied if name not in ("name", "seed")}
+        origin = {name: judged[name] for name in ORIGIN}
         for row in judged["rows"]:
-            for metric, value in (row["metrics"] | row.get("cost", {})).items():
-                yield {
-                    "experiment": experiment.name,
-                    "seed": experiment.seed,
-                    "system": row["system"],
-                    "metric": metric,
-                    "value": value,
-                    **differing,
-                    "commit": judged["commit"],
-                    "date": judged["date"],
-                    "device": judged["device"],
-                }
+            metrics = row["metrics"] | row.get("cost", {})
+            yield from tidy(experiment, row["system"], metrics, differing[nth] | origin)
+
+
+def recorded(file: Path, experiments: Sequence[Experiment]) -> Iterator[Row]:
+    """The same, as the records beside the experiments' file have it."""
+    found: dict[tuple[str, int], list[records.Record]] = defaultdict(list)
+    for record in records.read(file.parent):
+        if record.config == file.name:
+            found[record.run.partition("/")[0], record.seed].append(record)
+    differing = differences(experiments)
+    for nth, experiment in enumerate(experiments):
+        for record in found[experiment.name, experiment.seed]:
+            origin = {name: getattr(record, name) for name in ORIGIN}
+            system = record.run.partition("/")[2]
+            yield from tidy(experiment, system, record.metrics, differing[nth] | origin)
+
+
+def differences(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Of each experiment the fields in which not all are alike, but for its name and seed."""
+    fields = [flat(experiment.model_dump(mode="json")) for experiment in experiments]
+    names = dict.fromkeys(name for own in fields for name in own if name not in ("name", "seed"))
+    varied = [n for n in names if any(own.get(n) != fields[0].get(n) for own in fields)]
+    return [{name: own.get(name) for name in varied} for own in fields]
+
+
+def tidy(
+    experiment: Experiment, system: str, metrics: Mapping[str, float], told: Mapping[str, Any]
+) -> Iterator[Row]:
+    """A row for each metric."""
+    own = {"experiment": experiment.name, "seed": experiment.seed, "system": system}
+    for metric, value in metrics.items():
+        yield {**own, "metric": metric, "value": value, **told}
