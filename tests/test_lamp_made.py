@@ -5,7 +5,7 @@ import pytest
 from user_llm.cli import main
 from user_llm.data import builders
 from user_llm.data.dataset import load
-from user_llm.data.lamp import KINDS, choose, labels, read
+from user_llm.data.lamp import KINDS, labels, read
 from user_llm.data.lamp_made import LEAST, from_timelines
 
 
@@ -32,9 +32,6 @@ def test_profiles_are_what_came_before(world, task):
                 range(int(first), asked)
             )
             assert len(question.profile) >= LEAST
-    (question, *_) = made["test"]
-    newest = choose(KINDS[task], question, "recency", 1)
-    assert newest[0]["date"] == max(entry["date"] for entry in question.profile)
 
 
 def test_answers_are_what_the_event_says(world):
@@ -44,14 +41,25 @@ def test_answers_are_what_the_event_says(world):
         assert question.output == f"{world.ratings[last - 1]:g}"
     tags = from_timelines(world, "LaMP_2")["train"]
     assert {question.output for question in tags} <= {g for own in world.items.genres for g in own}
-    assert labels("LaMP_2", tags) == tuple(sorted({question.output for question in tags}))
+    outputs = {question.output for question in tags}
+    assert labels("LaMP_2", outputs) == tuple(sorted(outputs))
 
 
 def test_long_profiles_keep_the_newest(world):
-    (question, *_) = from_timelines(world, "LaMP_3", most=4)["test"]
+    (question, *_) = from_timelines(world, "LaMP_3", profile=4)["test"]
     assert [int(e["id"]) for e in question.profile] == list(
         range(world.offsets[1] - 5, world.offsets[1] - 1)
     )
+
+
+def test_users_may_be_asked_more_in_training(world):
+    one, more = (from_timelines(world, "LaMP_3", questions=n) for n in (1, 3))
+    assert (more["dev"], more["test"]) == (one["dev"], one["test"])
+    assert set(q.id for q in one["train"]) < {q.id for q in more["train"]}
+    assert len({q.id for q in more["train"]}) == len(more["train"]) == 90
+    for question in more["train"]:
+        asked = int(question.profile[-1]["id"]) + 1
+        assert question.input.endswith(world.review(asked))
 
 
 def test_what_cannot_be_made_is_refused(world):

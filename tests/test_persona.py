@@ -1,6 +1,7 @@
 """Persona-Plug's stream, beside the paper's formulas in plain numpy."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from user_llm.config import PersonaConfig, TextEncoderConfig
-from user_llm.models.encoders.text import TextEncoder
+from user_llm.config import TEXT_VECTOR, PersonaConfig, TextEncoderConfig
 from user_llm.models.streams import PersonaStream
 
 WIDTH, DECODER = 16, 24
@@ -24,16 +24,11 @@ TEXT = TextEncoderConfig(
     max_tokens=12,
     pooling="cls",
 )
-OWN = {"width": WIDTH, "histories": 5}
 LENGTH = jnp.float32(3.5)
 
 
 def make(config, seed=0):
-    def stream(rngs):
-        reader = TextEncoder(TEXT, rngs=rngs) if config.weights == "attention" else None
-        return PersonaStream(config, reader, DECODER, rngs=rngs)
-
-    return models_made.random_model(stream, seed)
+    return models_made.random_model(partial(PersonaStream, config, TEXT, DECODER), seed)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +36,18 @@ def batch():
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(4, 5, WIDTH)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    told = {
-        "vectors": vectors,
-        "mask": np.arange(5) < np.array([[5], [2], [1], [0]]),
+    there = np.arange(5) < np.array([[5], [2], [2], [0]])
+    there[2, 0] = False  # an event without a text
+    present = {
         "tokens": rng.integers(1, 50, (4, 9)).astype(np.int32),
-        "tokens_mask": np.arange(9) < np.array([[9], [3], [5], [7]]),
+        "mask": np.arange(9) < np.array([[9], [3], [5], [7]]),
     }
-    return {"persona": jax.tree.map(jnp.asarray, told)}
+    told = {
+        "events": {TEXT_VECTOR: np.concatenate([vectors, there[..., None]], 2, dtype=np.float32)},
+        "segments": (np.arange(5) < np.array([[5], [2], [2], [0]])).astype(np.int32),
+        "present": present,
+    }
+    return jax.tree.map(jnp.asarray, told)
 
 
 @jax.jit
@@ -58,12 +58,11 @@ def run(stream, batch):
 def plain(stream, batch):
     """The tokens, user by user and text by text, as the paper and its authors' code have them."""
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(stream)))
-    told = {name: np.asarray(x) for name, x in batch["persona"].items()}
+    column = np.asarray(batch["events"][TEXT_VECTOR])
+    vectors, there = column[..., :-1], (column[..., -1] > 0) & (np.asarray(batch["segments"]) > 0)
     config, gelu = stream.config, np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
     if stream.text_encoder is not None:
-        present = np.asarray(
-            stream.text_encoder(batch["persona"]["tokens"], batch["persona"]["tokens_mask"])
-        )
+        present = np.asarray(stream.text_encoder(**batch["present"]))
     temperature = config.temperature
     if config.learned_temperature and stream.text_encoder is not None:
         temperature = np.exp(params["log_temperature"])
@@ -75,9 +74,11 @@ def plain(stream, batch):
 
     rows = []
     for user in range(4):
-        past = told["vectors"][user][told["mask"][user]]
+        past = vectors[user][there[user]]
         tokens = np.zeros((config.tokens, DECODER))
-        if len(past):
+        if not len(past):
+            tokens += params["projector"]["down_proj"]["bias"].reshape(-1, DECODER)
+        else:
             shares = np.full(len(past), 1 / len(past))
             if stream.text_encoder is not None:
                 scores = np.exp(past @ present[user] / temperature)
@@ -98,48 +99,49 @@ def plain(stream, batch):
 @pytest.mark.parametrize(
     "config",
     [
-        PersonaConfig.paper(**OWN),
-        PersonaConfig(**OWN),
-        PersonaConfig(**OWN, tokens=3, instruction=False),
-        PersonaConfig(**OWN, weights="mean"),
+        PersonaConfig.paper(),
+        PersonaConfig(),
+        PersonaConfig(tokens=3, instruction=False),
+        PersonaConfig(weights="mean"),
     ],
     ids=["paper", "ours", "several tokens", "mean"],
 )
 def test_the_stream_is_the_papers_formulas(batch, config):
     stream = make(config)
     memory, weights = run(stream, batch)
-    wanted, seen = plain(stream, batch), np.asarray(memory.mask)
-    np.testing.assert_allclose(np.asarray(memory.tokens)[seen], wanted[seen], atol=1e-5, rtol=1e-5)
-    assert seen[:3].all()
-    assert seen[3].tolist() == [True] * config.instruction + [False] * config.tokens
+    np.testing.assert_allclose(memory.tokens, plain(stream, batch), atol=1e-5, rtol=1e-5)
+    assert memory.mask.all()  # a prompt has no holes
     np.testing.assert_allclose(weights.sum(1), [1, 1, 1, 0], atol=1e-6)
 
 
 def test_a_past_text_that_is_like_the_present_one_counts_more(batch):
-    stream = make(PersonaConfig(**OWN, temperature=0.05, learned_temperature=False))
-    present = stream.text_encoder(batch["persona"]["tokens"], batch["persona"]["tokens_mask"])
-    told = batch["persona"] | {"vectors": batch["persona"]["vectors"].at[:, 1].set(present)}
-    weights = stream.weights({"persona": told})
+    stream = make(PersonaConfig(temperature=0.05, learned_temperature=False))
+    present = stream.text_encoder(**batch["present"])
+    like = batch["events"][TEXT_VECTOR].at[:, 1, :-1].set(present)
+    told = batch | {"events": {TEXT_VECTOR: like}}
+    weights = stream.weights(told)
     assert (np.asarray(weights[:2, 1]) > 0.9).all()
-    blunt = make(PersonaConfig.paper(**OWN)).weights({"persona": told})
+    blunt = make(PersonaConfig.paper()).weights(told)
     assert (np.asarray(blunt[0]) < 0.5).all()  # close to a mean, which is what the paper has
 
 
 def test_what_is_padding_changes_nothing(batch):
-    stream = make(PersonaConfig(**OWN))
-    told = batch["persona"]
-    other = told | {"vectors": jnp.where(told["mask"][..., None], told["vectors"], 9.0)}
-    for mine, theirs in zip(run(stream, {"persona": other}), run(stream, batch), strict=True):
+    stream = make(PersonaConfig())
+    there = (batch["segments"] > 0)[..., None]
+    other = {TEXT_VECTOR: jnp.where(there, batch["events"][TEXT_VECTOR], 9.0)}
+    for mine, theirs in zip(
+        run(stream, batch | {"events": other}), run(stream, batch), strict=True
+    ):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
-@pytest.mark.parametrize("config", [PersonaConfig.paper(**OWN), PersonaConfig(**OWN)])
+@pytest.mark.parametrize("config", [PersonaConfig.paper(), PersonaConfig()])
 def test_gradients_reach_all_parameters_and_no_vector(batch, config):
     graphdef, state = nnx.split(make(config))
 
     def total(state, batch):
         memory = nnx.merge(graphdef, state)(batch, LENGTH)
-        return jnp.sin(jnp.where(memory.mask[..., None], memory.tokens, 0)).sum()
+        return jnp.sin(memory.tokens).sum()
 
     gradients = nnx.to_pure_dict(jax.jit(jax.grad(total))(state, batch))
     still = [
@@ -148,8 +150,3 @@ def test_gradients_reach_all_parameters_and_no_vector(batch, config):
         if not jnp.abs(g).max() > 0
     ]
     assert not still
-
-
-def test_vectors_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"persona.width=384, but .* makes vectors of 16"):
-        make(PersonaConfig())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from user_llm.data.features import KNOWN
 from user_llm.data.tasks import (
-    TASKS,
+    OF_TIMELINES,
     FavoriteCategory,
     FutureFavorite,
     NextItem,
@@ -192,7 +192,7 @@ def test_practice_tells_no_review_outside_of_the_given_events(data):
 
 
 def test_practice_is_a_function_of_its_seed(data):
-    tasks = [task(data) for task in TASKS.values()]
+    tasks = [task(data) for task in OF_TIMELINES]
     first, same, other = (practice(tasks, data, np.arange(EVENTS), seed=s) for s in (0, 0, 1))
     assert first == same != other
     assert practice(tasks, data, np.arange(0), seed=0) == []

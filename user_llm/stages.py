@@ -18,11 +18,11 @@ from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
 from user_llm.data.tasks import TASKS, NextItem, Task, practice
 from user_llm.data.timelines import sample
-from user_llm.evaluation import records
 from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
-from user_llm.huggingface import load_decoder
+from user_llm.files import write_atomically
+from user_llm.huggingface import import_text_encoder, load_decoder
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, data_path, differences
@@ -63,7 +63,7 @@ def pretrain(run: Run) -> Params:
     known = run.folder / "pretrain" / KNOWN
     if not known.is_file():
         known.parent.mkdir(exist_ok=True)
-        records.write_atomically(known, grow.Known.of(data).model_dump_json())
+        write_atomically(known, grow.Known.of(data).model_dump_json())
     return train(run, stage, "pretrain")
 
 
@@ -145,7 +145,8 @@ def warmup(run: Run) -> Params:
 
     def given(random: Params) -> Params:
         if lender := run.language_model_run:
-            return {"decoder": warmup(lender)["decoder"]}
+            tuned = run.experiment.language_model.from_stage == "finetune"
+            return {"decoder": (finetune if tuned else warmup)(lender)["decoder"]}
         weights = run.experiment.language_model.weights
         return {"decoder": load_decoder(data_path(weights), random["decoder"])} if weights else {}
 
@@ -196,8 +197,13 @@ def align(run: Run) -> Params:
 
 
 def pretrained(run: Run, system: SystemConfig) -> Params:
-    """The parts of a system that earlier stages trained: the decoder, the encoder if it has one."""
-    streams = {"timeline": {"encoder": encoder(run)}} if system.streams else {}
+    """The parts of a system that earlier stages trained: the decoder, and the encoders it has."""
+    streams = {}
+    if "timeline" in system.streams:
+        streams["timeline"] = {"encoder": encoder(run)}
+    if "persona" in system.streams and system.persona.weights == "attention":
+        reader = import_text_encoder(run.text_encoder_folder, run.mesh)
+        streams["persona"] = {"text_encoder": nnx.to_pure_dict(nnx.state(reader, nnx.Param))}
     return {"streams": streams, "decoder": warmup(run)["decoder"]}
 
 
@@ -278,6 +284,7 @@ def examples(
     data: Dataset | None = None,
     asked: dict[Task, float] | None = None,
     history: int | None = None,
+    drop: float = 0.0,
 ) -> pipeline.Examples:
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, system = run.experiment.finetune, run.systems[name]
@@ -289,8 +296,11 @@ def examples(
         history=history or config.history,
         max_tokens=run.experiment.evaluation.text_tokens if system.told else config.max_tokens,
         text_history=system.text_history,
+        retrieval=system.retrieval,
         text_summary=system.text_summary,
         first_item=run.decoder_config.vocab_size if system.item_tokens else None,
+        drop=drop,
+        passages=run.passages(system),
     )
 
 
@@ -305,7 +315,8 @@ def training_examples(
     targets = timelines.training_targets(stops, data.offsets)
     asked = {only(data, run.experiment.data.noun, stops): 1.0} if only else tasks(run, data, stops)
     targets = targets[fitting(asked, targets)]
-    return examples(run, name, targets, data=data, asked=asked, history=history)
+    drop = run.experiment.finetune.drop_history
+    return examples(run, name, targets, data=data, asked=asked, history=history, drop=drop)
 
 
 def fitting(asked: Iterable[Task], targets: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 
 from user_llm.config import Experiment, Sweep
 from user_llm.evaluation import comparison, evaluate, records
+from user_llm.files import write_atomically
 from user_llm.runs import Run, flat
 from user_llm.training.loop import PREEMPTED
 
@@ -122,14 +123,14 @@ def write_recorded(folder: Path, sweep: Sweep, file: Path) -> None:
 
 
 def put(folder: Path, sweep: Sweep, rows: Iterable[Row]) -> None:
-    records.write_atomically(folder / comparison.SWEEP, sweep.model_dump_json(indent=1))
+    write_atomically(folder / comparison.SWEEP, sweep.model_dump_json(indent=1))
     told = list(rows)
     text = io.StringIO()
     if told:
         table = csv.DictWriter(text, list(told[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(told)
-    records.write_atomically(folder / comparison.RESULTS, text.getvalue())
+    write_atomically(folder / comparison.RESULTS, text.getvalue())
 
 
 def rows(folder: Path, experiments: Sequence[Experiment]) -> Iterator[Row]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from user_llm.config import EVENT_TIME, QUERY_TIME, FeatureConfig
-from user_llm.data.features import KNOWN, Time, Vocabulary
+from user_llm.config import EVENT_TIME, QUERY_TIME, TEXT_VECTOR, FeatureConfig
+from user_llm.data.features import KNOWN, Text, Time, Vocabulary
 from user_llm.data.schema import TimelineSchema
 
 
@@ -25,6 +25,14 @@ class Items:
     genres: tuple[tuple[str, ...], ...]
     texts: tuple[str, ...]
     features: dict[str, np.ndarray]  # encoded, [V, ...]
+
+
+class Asked(NamedTuple):
+    """What users asked at events of theirs, beside what the others tell; empty where nothing."""
+
+    told: Sequence[str]  # an event as a prompt spells it out
+    inputs: Sequence[str]
+    outputs: Sequence[str]  # the right answers, where they are known
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Dataset:
     features: dict[str, np.ndarray]  # encoded event features other than the item, [N, ...]
     ratings: Float[np.ndarray, " events"] | None
     reviews: Sequence[str] | None
+    asked: Asked | None = None
 
     def review(self, event: int) -> str:
         """What the user wrote of an event; empty where there is no review."""
@@ -74,6 +83,11 @@ class Dataset:
         if EVENT_TIME in features:
             origin = int(self.times[0]) - int(self.features[EVENT_TIME][0])
             features |= clock_columns(times, offsets, origin=origin)
+        left = np.flatnonzero(keep).tolist()
+
+        def of(texts: Sequence[str]) -> list[str]:
+            return [texts[event] for event in left]
+
         return replace(
             self,
             offsets=offsets,
@@ -81,10 +95,24 @@ class Dataset:
             times=times,
             features=features,
             ratings=None if self.ratings is None else self.ratings[keep],
-            reviews=None
-            if self.reviews is None
-            else [self.reviews[e] for e in np.flatnonzero(keep).tolist()],
+            reviews=None if self.reviews is None else of(self.reviews),
+            asked=None if self.asked is None else Asked(*map(of, self.asked)),
         )
+
+    def with_vectors(self, vectors: Float[np.ndarray, "events D"], seen: bool) -> "Dataset":
+        """The data set with a vector of each event's review as a feature, `TEXT_VECTOR`.
+
+        Of an event without a review it is all zeros. If it is `seen`, encoders read it.
+        """
+        feature = Text(name=TEXT_VECTOR, vector=vectors.shape[1])
+        there = np.array([bool(self.review(event)) for event in range(len(self.item))])
+        column = np.concatenate([vectors * there[:, None], there[:, None]], 1, dtype=np.float32)
+        schema, vocabularies = self.schema, self.vocabularies
+        if seen:
+            schema = schema.model_copy(update={"features": (*schema.features, feature)})
+            vocabularies = vocabularies | {TEXT_VECTOR: Vocabulary()}
+        features = {**self.features, TEXT_VECTOR: column}
+        return replace(self, schema=schema, vocabularies=vocabularies, features=features)
 
     @property
     def columns_size(self) -> int:
@@ -96,7 +124,8 @@ class Dataset:
         """The SHA-256 of the content, features and vocabularies included."""
         digest = hashlib.sha256(self.schema.model_dump_json().encode())
         texts = (self.users, self.items.ids, self.items.titles, self.items.genres, self.items.texts)
-        digest.update(json.dumps((*texts, self.reviews)).encode())
+        said = (*texts, self.reviews) if self.asked is None else (*texts, self.reviews, self.asked)
+        digest.update(json.dumps(said).encode())
         for name in sorted(self.vocabularies):
             digest.update(self.vocabularies[name].model_dump_json().encode())
         arrays = {"offsets": self.offsets, "item": self.item, "times": self.times}
@@ -108,6 +137,7 @@ class Dataset:
         return digest.hexdigest()
 
 
+ASKED = ("told", "input", "output")  # columns of a table whose users ask something
 Columns = dict[str, Any]  # "events" and "items": features by name; "item": each event's
 
 
@@ -186,6 +216,7 @@ def load(
         features=encoded,
         ratings=columns.get("rating"),
         reviews=columns["review"].tolist() if "review" in columns else None,
+        asked=Asked(*(columns[name].tolist() for name in ASKED)) if "input" in columns else None,
     )
 
 

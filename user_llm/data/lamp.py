@@ -11,15 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
+from user_llm.files import write_atomically
 
 SPLITS = ("train", "dev", "test")
 SHOWN = 10  # problems of a folder that an error tells
 QUOTED = re.compile(r'"([^"]*)"')
 
-Choice = Literal["none", "random", "recency", "bm25"]
 Entry = dict[str, str]
 
 
@@ -46,6 +45,7 @@ class Kind:
     told: str
     marker: str = ""  # the present text stands behind it in the input
     after: str = ". "  # what stands between the entries and the input in a prompt
+    label: str = ""  # the field that says what the answer would be, where that is not free text
     labels: tuple[str, ...] = ()  # all possible answers; none: the answer is free text
 
     def says(self, entry: Entry) -> str:
@@ -61,16 +61,18 @@ class Kind:
             return " ".join(QUOTED.findall(text)[1:3])
         return text.partition(self.marker)[2].strip()
 
-    def prompt(self, text: str, entries: Sequence[Entry]) -> str:
-        """An input with these entries before it, as the authors' prompts have them."""
-        if not entries:
+    def tells(self, entry: Entry) -> str:
+        """A past entry as prompts spell it out."""
+        return self.told.format(**entry)
+
+    def prompt(self, text: str, told: Sequence[str]) -> str:
+        """An input with what some entries tell before it, as the authors' prompts have it."""
+        if not told:
             return text
-        told = ", and ".join(self.told.format(**entry) for entry in entries)
-        if not self.marker:  # the author's other titles stand beside the one in question
-            title = QUOTED.search(text)
-            assert title is not None, "an input without a title is refused when it is read"
-            return f"{text[: title.end()]}, and {told}{text[title.end() :]}"
-        return told + self.after + text
+        joined = ", and ".join(told)
+        if not self.marker and (title := QUOTED.search(text)):  # the author's others beside it
+            return f"{text[: title.end()]}, and {joined}{text[title.end() :]}"
+        return joined + self.after + text
 
 
 TAGS = (
@@ -90,6 +92,7 @@ KINDS: dict[str, Kind] = {
         text=("description",),
         told='the tag for the movie: "{description}" is "{tag}"',
         marker="description:",
+        label="tag",
         labels=TAGS,
     ),
     "LaMP_3": Kind(
@@ -97,6 +100,7 @@ KINDS: dict[str, Kind] = {
         text=("text",),
         told='{score} is the score for "{text}"',
         marker="review:",
+        label="score",
         labels=("1", "2", "3", "4", "5"),
     ),
     "LaMP_4": Kind(
@@ -156,13 +160,12 @@ def read(folder: Path) -> tuple[str, dict[str, list[Question]]]:
     return task, found
 
 
-def labels(task: str, questions: Iterable[Question]) -> tuple[str, ...]:
+def labels(task: str, outputs: Iterable[str]) -> tuple[str, ...]:
     """All possible answers of a task; none where the answer is free text.
 
-    Of sets in LaMP's shape that name others than LaMP's own, those that its questions name.
+    Of sets in LaMP's shape that name others than LaMP's own, those among these outputs.
     """
-    own = KINDS[task].labels
-    named = {question.output for question in questions if question.output is not None}
+    own, named = KINDS[task].labels, set(outputs)
     return own if not own or named <= set(own) else tuple(sorted(named))
 
 
@@ -171,7 +174,7 @@ def write(folder: Path, task: str, questions: Mapping[str, Sequence[Question]]) 
     folder.mkdir(parents=True, exist_ok=True)
     for split, some in questions.items():
         asked = [{"id": q.id, "input": q.input, "profile": list(q.profile)} for q in some]
-        _replace(folder / f"{split}_questions.json", asked)
+        _put(folder / f"{split}_questions.json", asked)
         golds = {q.id: q.output for q in some if q.output is not None}
         if golds:
             submit(folder / f"{split}_outputs.json", task, golds)
@@ -180,46 +183,7 @@ def write(folder: Path, task: str, questions: Mapping[str, Sequence[Question]]) 
 def submit(path: Path, task: str, answers: dict[str, str]) -> None:
     """Writes answers by their questions' ids as LaMP's evaluation wants them."""
     golds = [{"id": name, "output": answer} for name, answer in answers.items()]
-    _replace(path, {"task": task, "golds": golds})
-
-
-def choose(
-    kind: Kind, question: Question, how: Choice, count: int, seed: int = 0
-) -> tuple[Entry, ...]:
-    """The entries of a profile that a prompt spells out, the best one first.
-
-    `random` without repetition, by the seed and the question's id; `recency` the newest; `bm25`
-    those most like the present text, by whitespace's words (as the authors cut them).
-
-    Raises:
-      ValueError: `recency` is asked of entries without a date.
-    """
-    profile = question.profile
-    if how == "none" or not profile or not count:
-        return ()
-    if how == "random":
-        rng = np.random.default_rng([seed, *question.id.encode()])
-        return tuple(profile[i] for i in rng.permutation(len(profile))[:count])
-    if how == "recency":
-        if undated := [entry["id"] for entry in profile if not entry.get("date")]:
-            raise ValueError(
-                f"question {question.id}: entry {undated[0]} has no date, as those of user-based "
-                "splits; take a time-based split, or another choice than recency"
-            )
-        newest = sorted(profile, key=lambda entry: entry["date"], reverse=True)
-        return tuple(newest[:count])
-    from bm25s import BM25  # with the extra `text`
-
-    corpus = [kind.says(entry).split() for entry in profile]
-    query = kind.present(question.input).split()
-    known = {word for words in corpus for word in words}
-    query = [word for word in query if word in known]
-    if not query:
-        return profile[:count]
-    index = BM25()
-    index.index(corpus, show_progress=False)
-    places, _ = index.retrieve([query], k=min(count, len(profile)), show_progress=False)
-    return tuple(profile[i] for i in places[0].tolist())
+    _put(path, {"task": task, "golds": golds})
 
 
 def _task(folder: Path, golds: dict[str, Any]) -> str:
@@ -296,8 +260,5 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
-def _replace(path: Path, content: Any) -> None:
-    """Writes JSON under another name first, so that under its own it is always whole."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+def _put(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1))

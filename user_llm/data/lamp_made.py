@@ -13,16 +13,19 @@ LEAST = 3  # entries of a profile
 TAGGED = "Which tag does this movie relate to among the following tags? Just answer with the tag "
 
 
-def from_timelines(data: Dataset, task: str, most: int = 512) -> dict[str, list[Question]]:
+def from_timelines(
+    data: Dataset, task: str, *, profile: int = 512, questions: int = 1
+) -> dict[str, list[Question]]:
     """Questions by split about users' last events, with the events before each as the profile.
 
     The split is time-based: a user's last event is asked about in the test, the one before it in
-    `dev`, and the one before that in training. `LaMP_2` asks for a film's first genre, its plot
+    `dev`, and those before that in training. `LaMP_2` asks for a film's first genre, its plot
     given; `LaMP_3` for the stars of a review; `LaMP_4` for its summary, where the data set's
     reviews begin with one, as those of Amazon's releases of 2014 and 2018 do.
 
     Args:
-      most: entries of a profile, the newest.
+      profile: entries of a profile, the newest.
+      questions: of a user for training at most.
 
     Raises:
       ValueError: the task cannot be made, or too few events say what it needs.
@@ -34,16 +37,16 @@ def from_timelines(data: Dataset, task: str, most: int = 512) -> dict[str, list[
     found: dict[str, list[Question]] = {split: [] for split in SPLITS}
     for user, (first, last) in enumerate(zip(data.offsets[:-1], data.offsets[1:], strict=True)):
         entries = list(_entries(data, int(first), int(last), describe))
-        for split, end in zip(
-            reversed(SPLITS), range(len(entries) - 1, LEAST - 1, -1), strict=False
-        ):
+        splits = ["test", "dev", *["train"] * questions]
+        asked = range(len(entries) - 1, LEAST - 1, -1)
+        for nth, (split, end) in enumerate(zip(splits, asked, strict=False)):
             entry = entries[end]
             text = entry["description" if task == "LaMP_2" else "text"]
             found[split].append(
                 Question(
-                    id=f"{data.users[user]}-{split}",
+                    id="-".join((data.users[user], split, *([str(nth - 1)] if nth > 2 else []))),
                     input=instruction + text,
-                    profile=tuple(entries[max(0, end - most) : end]),
+                    profile=tuple(entries[max(0, end - profile) : end]),
                     output=entry[field],
                 )
             )

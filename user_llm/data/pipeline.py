@@ -17,16 +17,19 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
+from user_llm.config import Retrieval
 from user_llm.data.dataset import Dataset, gather
-from user_llm.data.tasks import NextItem, Question, Task, history_text, summary_text
-from user_llm.data.text import Tokenizer, join, pad
-from user_llm.data.timelines import histories, spread
+from user_llm.data.excerpts import choose
+from user_llm.data.tasks import NextItem, Question, Task, summary_text
+from user_llm.data.text import PassageTokenizer, Tokenizer, join, pad
+from user_llm.data.timelines import histories, spread, thinned
 from user_llm.sharding import batch_sharding, replicated
 
 RESIDENT_BYTES = 2**30  # of a data set that is kept on the device
 
 Rows = Int[np.ndarray, " B"]
 Arrays = dict[str, Any]  # of numpy arrays, or of dicts of them
+Asking = tuple[Task, int]  # who asks, and about which event
 
 
 @runtime_checkable
@@ -104,8 +107,11 @@ class Examples:
       history: events that the timeline shows at most.
       max_tokens: of a row at most; fewer where 99% of a sample of the examples need fewer.
       text_history: events of it that the prompt spells out.
+      retrieval: which events they are.
       text_summary: whether the prompt begins with a summary of it.
       first_item: the token of item 0, where items are tokens; otherwise next items are spelled.
+      drop: of a timeline a random part is left out, up to that share (see `timelines.thinned`).
+      passages: what makes tokens of the text that a question is about, where a stream reads it.
     """
 
     def __init__(
@@ -118,33 +124,54 @@ class Examples:
         history: int,
         max_tokens: int,
         text_history: int = 0,
+        retrieval: Retrieval = "recency",
         text_summary: bool = False,
         first_item: int | None = None,
+        drop: float = 0.0,
+        passages: PassageTokenizer | None = None,
     ):
         self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
         self.tasks, shares = list(tasks), np.array(list(tasks.values()))
         self.shares = np.cumsum(shares / shares.sum())
         self.history, self.limit = history, max_tokens
         self.text_history, self.text_summary = text_history, text_summary
+        self.retrieval: Retrieval = retrieval
         self.first_item = first_item
+        self.drop, self.passages = drop, passages
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def batch(self, rows: Rows, seeds: Rows) -> Arrays:
-        return self.timelines(rows) | pad(*self._tokens(rows, seeds), self.length)
+        asked = self._asked(rows, seeds)
+        shown = self.timelines(rows, seeds if self.drop else None) | self.present(asked)
+        return shown | pad(*self._tokens(asked), self.length)
 
     @cached_property
     def length(self) -> int:
         """Tokens of a row."""
-        rows = np.random.default_rng(0).integers(len(self), size=256)
-        needed = [len(p) + len(a) for p, a in zip(*self._tokens(rows, rows), strict=True)]
-        return min(self.limit, 8 * math.ceil(np.quantile(needed, 0.99) / 8))
+        prompts, answers = self._tokens(self._sample)
+        needed = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        return min(self.limit, _most(needed))
 
-    def _tokens(self, rows: Rows, seeds: Rows) -> tuple[list[list[int]], list[list[int]]]:
+    @cached_property
+    def _present_length(self) -> int:
+        """Tokens of a text that a question is about."""
+        assert self.passages is not None, "asked of examples with such texts alone"
+        texts = [task.present(target) for task, target in self._sample]
+        return min(self.passages.max_tokens, _most([len(ids) for ids in self.passages(texts)]))
+
+    @cached_property
+    def _sample(self) -> list[Asking]:
+        rows = np.random.default_rng(0).integers(len(self), size=256)
+        return self._asked(rows, rows)
+
+    def _asked(self, rows: Rows, seeds: Rows) -> list[Asking]:
         targets = self.targets[rows].tolist()
-        tasks = [self._draw(*drawn) for drawn in zip(targets, seeds.tolist(), strict=True)]
-        asked = list(zip(tasks, targets, strict=True))
+        drawn = zip(targets, seeds.tolist(), strict=True)
+        return [(self._draw(target, seed), target) for target, seed in drawn]
+
+    def _tokens(self, asked: Sequence[Asking]) -> tuple[list[list[int]], list[list[int]]]:
         questions = [self.question(*one) for one in asked]
         prompts = self.tokenizer.prompts([question.prompt for question in questions])
         answers = self.tokenizer.answers([question.answer for question in questions])
@@ -154,26 +181,48 @@ class Examples:
                     answers[row] = [self.first_item + int(self.dataset.item[target])]
         return prompts, answers
 
-    def timelines(self, rows: Rows) -> Arrays:
-        """The events and segments of these examples' histories."""
+    def timelines(self, rows: Rows, seeds: Rows | None = None) -> Arrays:
+        """The events and segments of these examples' histories; by the seeds, of parts of them."""
         events = histories(self.targets[rows], self.dataset.offsets, self.history)
+        if seeds is not None:
+            events = thinned(events, self.drop, seeds)
         return {"events": self.dataset.gather(events), "segments": (events >= 0).astype(np.int32)}
+
+    def present(self, asked: Sequence[Asking]) -> Arrays:
+        """The tokens of the texts that questions are about; nothing where no stream reads them."""
+        if self.passages is None:
+            return {}
+        texts = [task.present(target) for task, target in asked]
+        return {"present": self.passages.rows(texts, self._present_length)}
 
     def question(self, task: Task, target: int) -> Question:
         """The task's question about a target event, the text history before it."""
         (events,) = histories(np.array([target]), self.dataset.offsets, self.history)
         events = events[events >= 0]
         question = task.ask(events, target)
-        told = events[len(events) - min(len(events), self.text_history) :]
-        reviews = task.name == "review_generation"
-        before = summary_text(self.dataset, events, task.noun) if self.text_summary else ""
-        before += history_text(self.dataset, told, reviews, task.noun)
-        return question._replace(prompt=before + question.prompt)
+        prompt = task.told(question.prompt, self._retrieved(task, target, events))
+        summary = summary_text(self.dataset, events, task.noun) if self.text_summary else ""
+        return question._replace(prompt=summary + prompt)
+
+    def _retrieved(
+        self, task: Task, target: int, events: Int[np.ndarray, " H"]
+    ) -> Int[np.ndarray, " K"]:
+        """Those of a history's events that the prompt spells out."""
+        if not self.text_history:
+            return events[:0]
+        texts = [self.dataset.review(e) or task.called(e) for e in events.tolist()]
+        query, count = task.present(target), self.text_history
+        return events[choose(texts, query, self.retrieval, count, seed=target)]
 
     def _draw(self, target: int, seed: int) -> Task:
         drawn = np.searchsorted(self.shares, np.random.default_rng(seed).random())
-        event = np.array([target])
-        return next(t for t in [self.tasks[drawn], *self.tasks] if t.fits(event)[0])
+        event, likeliest = np.array([target]), self.tasks[drawn]
+        return next((t for t in [likeliest, *self.tasks] if t.fits(event)[0]), likeliest)
+
+
+def _most(lengths: Sequence[int]) -> int:
+    """The length that 99% do not exceed, in whole eights."""
+    return 8 * math.ceil(np.quantile(lengths, 0.99) / 8)
 
 
 class Hinted:

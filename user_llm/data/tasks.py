@@ -5,8 +5,9 @@ A task sees the history of an example and, for the answer, `horizon` events from
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Int
 from user_llm.config import Task as TaskName
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
+from user_llm.data.lamp import KINDS, labels
 from user_llm.data.timelines import user_of
 
 Indices = Int[np.ndarray, " T"]
@@ -56,6 +58,16 @@ class Task(ABC):
     def candidates(self) -> tuple[str, ...]:
         """All possible answers, where they can be listed."""
         return ()
+
+    def present(self, target: int) -> str:
+        """The text that the question about an event is about; empty where there is none."""
+        return ""
+
+    def told(self, prompt: str, events: Indices) -> str:
+        """A prompt with what these events of the history tell before it."""
+        return (
+            history_text(self.dataset, events, self.name == "review_generation", self.noun) + prompt
+        )
 
     def called(self, event: int) -> str:
         """The title of an event's item; the noun, where it has none."""
@@ -125,6 +137,9 @@ class RatingPrediction(Task):
     def ask(self, history: Indices, target: int) -> Question:
         return Question(f"The stars for {self.called(target)}:", stars(self.dataset, target))
 
+    def present(self, target: int) -> str:
+        return self.called(target)
+
     def candidates(self) -> tuple[str, ...]:
         ratings = self.dataset.ratings
         return () if ratings is None else tuple(f"{x:g}" for x in np.unique(ratings) if x == x)
@@ -145,10 +160,49 @@ class ReviewGeneration(Task):
         given = f" ({rating} stars)" if rating else ""
         return Question(f"Review of {self.called(target)}{given}:", data.review(target))
 
+    def present(self, target: int) -> str:
+        return self.called(target)
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (NextItem, FavoriteCategory, FutureFavorite, RatingPrediction, ReviewGeneration)
+
+class LaMPTask(Task):
+    """What a user of LaMP asks at their last event (arXiv 2304.11406).
+
+    Raises:
+      ValueError: the data set's users ask nothing.
+    """
+
+    def __init__(self, name: str, dataset: Dataset, *rest: Any):
+        super().__init__(dataset, *rest)
+        self.name, self.kind = cast(TaskName, name), KINDS[name]
+        if dataset.asked is None:
+            raise ValueError(f'the task {name} is asked of LaMP\'s data; set data.name to "lamp"')
+        self.asked = dataset.asked
+
+    def ask(self, history: Indices, target: int) -> Question:
+        return Question(self.asked.inputs[target], self.asked.outputs[target])
+
+    def fits(self, targets: Indices) -> Bool[np.ndarray, " T"]:
+        known = [bool(self.asked.outputs[target]) for target in targets.tolist()]
+        return np.array(known, bool) & super().fits(targets)
+
+    @cached_property
+    def _candidates(self) -> tuple[str, ...]:
+        return labels(self.name, filter(None, self.asked.outputs))
+
+    def candidates(self) -> tuple[str, ...]:
+        return self._candidates
+
+    def present(self, target: int) -> str:
+        return self.dataset.review(target)
+
+    def told(self, prompt: str, events: Indices) -> str:
+        return self.kind.prompt(prompt, [self.asked.told[int(event)] for event in events])
+
+
+OF_TIMELINES = (NextItem, FavoriteCategory, FutureFavorite, RatingPrediction, ReviewGeneration)
+TASKS: dict[str, Callable[..., Task]] = {
+    **{task.name: task for task in OF_TIMELINES},
+    **{name: partial(LaMPTask, name) for name in KINDS},
 }
 
 

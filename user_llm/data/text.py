@@ -92,23 +92,37 @@ class Tokenizer:
 class PassageTokenizer:
     """A text encoder's tokenizer: whole texts between its own marks, cut at their end.
 
+    Args:
+      instruction: what every text begins with, such as BGE's for queries.
+
     Raises:
       ValueError: the folder holds no tokenizer.
     """
 
-    def __init__(self, folder: str | Path, max_tokens: int):
+    def __init__(self, folder: str | Path, max_tokens: int, instruction: str = ""):
         from transformers import AutoTokenizer
 
         if not Path(folder, "tokenizer.json").is_file():
             raise ValueError(f"{folder} holds no tokenizer.json")
-        self._tokenizer, self.max_tokens = AutoTokenizer.from_pretrained(folder), max_tokens
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.max_tokens, self.instruction = max_tokens, instruction
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
         if not texts:
             return []
         how = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
-        return self._tokenizer(list(texts), return_attention_mask=False, **how)["input_ids"]
+        told = [self.instruction + text for text in texts]
+        return self._tokenizer(told, return_attention_mask=False, **how)["input_ids"]
+
+    def rows(self, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+        """Tokens [B, length], cut where they are more, and in the mask where there are any."""
+        ids = self(texts)
+        tokens = np.zeros((len(texts), length), np.int32)
+        for row, own in zip(tokens, ids, strict=True):
+            row[: len(own)] = own[:length]
+        lengths = np.array([len(own) for own in ids])
+        return {"tokens": tokens, "mask": np.arange(length) < lengths[:, None]}
 
 
 def pad(

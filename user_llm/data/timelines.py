@@ -5,6 +5,7 @@ All events of a data set lie in one order, by user and then by time; user u owns
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,17 @@ class Split:
     held_out: Bool[np.ndarray, " events"]  # whose item training never sees
 
 
-def split(config: DataConfig, offsets: Indices, times: Indices, item: Indices) -> Split:
+def split(
+    config: DataConfig,
+    offsets: Indices,
+    times: Indices,
+    item: Indices,
+    parts: Sequence[str] = (),
+) -> Split:
     """Splits each timeline by its last events or all of them by the clock (see `DataConfig`).
 
-    Held out are shares of the users, and of the items that occur.
+    Held out are shares of the users, and of the items that occur. `parts` are each user's, `train`,
+    `dev` or `test`, for the protocol that goes by them.
     """
     rng = np.random.default_rng(config.seed)
     users = len(offsets) - 1
@@ -44,8 +52,11 @@ def split(config: DataConfig, offsets: Indices, times: Indices, item: Indices) -
     occurring = np.unique(item)
     chosen = np.random.default_rng([config.seed, 1]).permutation(occurring)
     held_out = np.isin(item, chosen[: round(config.held_out_items * len(occurring))])
-    by = by_time if config.protocol == "by_time" else leave_one_out
-    train_stop, validation, test = by(config, offsets, times)
+    if config.protocol == "by_file":
+        train_stop, validation, test = by_file(parts, offsets)
+    else:
+        by = by_time if config.protocol == "by_time" else leave_one_out
+        train_stop, validation, test = by(config, offsets, times)
     is_cold = cold[user_of(np.arange(len(item)), offsets)]
     asked = np.concatenate([validation[~is_cold[validation]], test])
     return Split(
@@ -77,6 +88,20 @@ def by_time(config: DataConfig, offsets: Indices, times: Indices) -> tuple:
     return seen[0], validation, test
 
 
+def by_file(parts: Sequence[str], offsets: Indices) -> tuple:
+    """Whole timelines train, or their last event is asked for; `dev` is test where there is none.
+
+    Raises:
+      ValueError: there are no users of `dev`.
+    """
+    part, last = np.array(parts), offsets[1:] - 1
+    if not (part == "dev").any():
+        raise ValueError('protocol "by_file" judges by the users of `dev`, and there are none')
+    validation, test = last[part == "dev"], last[part == "test"]
+    train_stop = np.where(part == "train", offsets[1:], offsets[:-1])
+    return train_stop, validation, test if len(test) else validation
+
+
 def user_of(events: Indices, offsets: Indices) -> Indices:
     """The user who owns each event."""
     return np.searchsorted(offsets, events, side="right") - 1
@@ -87,6 +112,22 @@ def histories(targets: Indices, offsets: Indices, size: int) -> Indices:
     start = np.maximum(offsets[user_of(targets, offsets)], targets - size)
     events = start[:, None] + np.arange(size)
     return np.where(events < targets[:, None], events, -1)
+
+
+def thinned(events: Int[np.ndarray, "N T"], most: float, seeds: Indices) -> Indices:
+    """The same histories, as `histories` gives them, without a random part of most of them.
+
+    Of more than two events, up to the share `most` of them and one more are left out, in ten of
+    eleven cases (Persona-Plug's augmentation, arXiv 2409.11901, as its authors' code has it).
+    """
+    thin = np.full_like(events, -1)
+    for row, own, seed in zip(thin, events, seeds, strict=True):
+        own, rng = own[own >= 0], np.random.default_rng([seed, 2])
+        if len(own) > 2 and rng.random() < 10 / 11:
+            left = len(own) - int(len(own) * rng.uniform(0, most)) - 1
+            own = own[np.sort(rng.permutation(len(own))[:left])]
+        row[: len(own)] = own
+    return thin
 
 
 def training_events(split: Split, offsets: Indices) -> Indices:

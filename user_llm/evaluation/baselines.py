@@ -5,11 +5,18 @@ They rank the next item among all, and answer what else can be answered from cat
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from user_llm import stages
-from user_llm.data.tasks import FavoriteCategory, FutureFavorite, RatingPrediction, Task
+from user_llm.data.tasks import (
+    FavoriteCategory,
+    FutureFavorite,
+    LaMPTask,
+    RatingPrediction,
+    Task,
+)
 from user_llm.data.timelines import histories, user_of
 from user_llm.data.world import World
 from user_llm.evaluation import metrics
@@ -90,8 +97,9 @@ def old_users(run: Run) -> np.ndarray:
 def answered(run: Run, groups: Groups) -> dict[str, Texts]:
     """The answers of popularity, past and encoder to the groups that ask for categories and stars.
 
-    `popularity` says the category of most training events, or an item's mean stars; `past`, of what
-    is to come, the favorite category so far; `encoder` the one of the items that it ranks first.
+    `popularity` says the category of most training events, an item's mean stars, or the label of
+    most training questions; `past`, of what is to come, the favorite category so far, or the label
+    that the user has given most; `encoder` the category of the items that it ranks first.
     """
     rows: dict[str, Texts] = {"popularity": {}, "past": {}, "encoder": {}}
     for name, (task, targets) in groups.items():
@@ -103,6 +111,10 @@ def answered(run: Run, groups: Groups) -> dict[str, Texts]:
                 rows["encoder"][name] = foretold(run, task, targets)
         if isinstance(task, RatingPrediction):
             rows["popularity"][name] = mean_stars(run, task, targets)
+        if isinstance(task, LaMPTask) and task.candidates():
+            rows["popularity"][name] = [commonest_label(run, task)] * len(targets)
+            if task.kind.label:
+                rows["past"][name] = own_labels(run, task, targets)
     return {system: texts for system, texts in rows.items() if texts}
 
 
@@ -118,6 +130,29 @@ def commonest(run: Run) -> str:
     for item, count in seen.items():
         counts.update(dict.fromkeys(data.items.genres[item], count))
     return min(counts, key=lambda genre: (-counts[genre], genre), default="")
+
+
+def commonest_label(run: Run, task: LaMPTask) -> str:
+    """The answer to most training questions; of stars the one in the middle, which errs least."""
+    asked = run.training_events[task.fits(run.training_events)].tolist()
+    return typical(task, [task.asked.outputs[event] for event in asked])
+
+
+def own_labels(run: Run, task: LaMPTask, targets: np.ndarray) -> list[str]:
+    """The same of each user's own past, without one that of training."""
+    data, everyone = run.dataset, commonest_label(run, task)
+    events = histories(targets, data.offsets, run.experiment.finetune.history)
+    labels = np.array(data.items.ids)[data.item]
+    pasts = (list(map(str, labels[row[row >= 0]])) for row in events)
+    return [typical(task, past) if past else everyone for past in pasts]
+
+
+def typical(task: LaMPTask, labels: Sequence[str]) -> str:
+    """The middle one of stars, the most frequent of other labels; of equals the first by name."""
+    if task.name == "LaMP_3":
+        return sorted(labels, key=float)[len(labels) // 2]
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
 
 
 def past(run: Run, task: FavoriteCategory, targets: np.ndarray) -> list[str]:

@@ -24,6 +24,7 @@ from user_llm.config import DecoderConfig
 from user_llm.evaluation import records, sides
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.work import memory
+from user_llm.files import write_atomically
 from user_llm.inference import beams
 from user_llm.inference.buckets import bucket
 from user_llm.inference.catalog import Beams, Catalog, allowed_before, select
@@ -118,7 +119,7 @@ def benchmark(
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
+    write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
     named = {"chosen": "among items", "free": "from all tokens", "decoder": "decoder's steps"}
     series = {
         name: [(size, 1e3 * _whole(result, users[-1], size, kind)) for size in items]
@@ -126,7 +127,7 @@ def benchmark(
     }
     label = f"ms of an answer to {users[-1]} users"
     if (chart := line_chart(series, "items", label, "log", "log")) is not None:
-        records.write_atomically(folder / PLOT, svg(chart))
+        write_atomically(folder / PLOT, svg(chart))
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from user_llm.config import FigureConfig, Sweep
 from user_llm.evaluation import charts, report
-from user_llm.evaluation.records import write_atomically
+from user_llm.files import write_atomically
 
 RESULTS, SWEEP = "results.csv", "sweep.json"  # in a sweep's folder
 OWN = "user_llm"  # the system that an experiment is about

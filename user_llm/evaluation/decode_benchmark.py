@@ -23,6 +23,7 @@ from user_llm.evaluation.answer_costs import BYTES
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.decoding import Decoding
 from user_llm.evaluation.peers.work import cores
+from user_llm.files import write_atomically
 from user_llm.huggingface import save_decoder
 from user_llm.models import zoo
 from user_llm.models.decoder import Decoder
@@ -117,11 +118,11 @@ def benchmark(
         "rows": rows,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
+    write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
     speeds = {row["side"]: [(int(b), x) for b, x in row["decode"].items()] for row in rows}
     chart = line_chart(speeds, "prompts at a time", "tokens decoded a second", "log", "log")
     if chart is not None:
-        records.write_atomically(folder / PLOT, svg(chart))
+        write_atomically(folder / PLOT, svg(chart))
     return result
 
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from user_llm.data.movielens_shape import MOVIELENS_1M, Shape, timelines
 from user_llm.evaluation import records, rectools, sides
 from user_llm.evaluation.peers.work import Work, cores
+from user_llm.files import write_atomically
 
 SIDES = {
     "user_llm": "user_llm.evaluation.encoder_side",
@@ -69,7 +70,7 @@ def benchmark(
         "evaluation": evaluation,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
+    write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
     return result
 
 

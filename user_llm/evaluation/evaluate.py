@@ -7,16 +7,19 @@ import numpy as np
 
 from user_llm import stages
 from user_llm.config import SystemConfig
+from user_llm.data import lamp
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
-from user_llm.data.tasks import FavoriteCategory, NextItem, RatingPrediction, Task
+from user_llm.data.tasks import FavoriteCategory, LaMPTask, NextItem, RatingPrediction, Task
 from user_llm.data.text import pad
 from user_llm.data.timelines import histories, user_of
+from user_llm.evaluation import lamp as lamp_scores
 from user_llm.evaluation import metrics, records
 from user_llm.evaluation.answer_costs import Shape
 from user_llm.evaluation.baselines import Figures, Groups, answered, ranked
 from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.system import Answers, System
+from user_llm.files import write_atomically
 from user_llm.runs import Run
 from user_llm.training.loop import Params
 
@@ -72,19 +75,43 @@ def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
 
 def judge(run: Run, group: str, task: Task, targets: np.ndarray, answers: Answers) -> Figures:
     """A system's figures on one group."""
+    labels = [label(run, task, target) for target in targets.tolist()]
     if isinstance(task, NextItem) and answers.choices is not None:
         wanted = run.dataset.item[targets] - KNOWN
-        figures = metrics.Ranking.from_lists(answers.choices.tolist(), wanted.tolist())
+        figures = metrics.Ranking.from_lists(answers.choices.tolist(), wanted.tolist()).compute()
+    elif isinstance(task, LaMPTask):
+        names = asker_ids(run, targets)
+        said, right = (dict(zip(names, texts, strict=True)) for texts in (answers.texts, labels))
+        figures = lamp_scores.score(task.name, said, right, task.candidates())
+    elif isinstance(task, FavoriteCategory):
+        figures = metrics.Accuracy.from_answers(answers.texts, labels).compute()
+    elif isinstance(task, RatingPrediction):
+        said, given = ([float(x) for x in texts] for texts in (answers.texts, labels))
+        figures = metrics.RatingError.from_ratings(said, given).compute()
     else:
-        labels = [label(run, task, target) for target in targets.tolist()]
-        if isinstance(task, FavoriteCategory):
-            figures = metrics.Accuracy.from_answers(answers.texts, labels)
-        elif isinstance(task, RatingPrediction):
-            said, given = ([float(x) for x in texts] for texts in (answers.texts, labels))
-            figures = metrics.RatingError.from_ratings(said, given)
-        else:
-            figures = metrics.TextOverlap.from_texts(answers.texts, labels)
-    return {f"test/{group}/{name}": value for name, value in figures.compute().items()}
+        figures = metrics.TextOverlap.from_texts(answers.texts, labels).compute()
+    return {f"test/{group}/{name}": value for name, value in figures.items()}
+
+
+def asker_ids(run: Run, targets: np.ndarray) -> list[str]:
+    """The names of those whose events these are."""
+    data = run.dataset
+    return [data.users[user] for user in user_of(targets, data.offsets).tolist()]
+
+
+def submit(run: Run, system: System, task: LaMPTask) -> None:
+    """Writes what LaMP's evaluation wants: the answers to all questions of its test set.
+
+    Or of `dev`, where the data set has no test questions: `SPLIT_outputs.json` in the run's folder.
+    """
+    data = run.dataset
+    last = data.offsets[1:] - 1
+    parts = np.array([user.partition("/")[0] for user in data.users])
+    split = "test" if (parts == "test").any() else "dev"
+    targets = last[parts == split]
+    names = [name.partition("/")[2] for name in asker_ids(run, targets)]
+    answers = dict(zip(names, system.answer(task, targets).texts, strict=True))
+    lamp.submit(run.folder / f"{split}_outputs.json", task.name, answers)
 
 
 def label(run: Run, task: Task, target: int) -> str:
@@ -97,7 +124,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Every row of the table, written to `evaluation.json` in the run's folder."""
     data, judged = run.dataset, run.experiment.evaluation
     targets = stages.sample(run.split.test, judged.users or len(run.split.test))
-    figures = ranked(run, targets)
+    figures = ranked(run, targets) if data.asked is None else {}
     answers: dict[str, dict[str, Answers]] = {}
     costs: dict[str, Figures] = {}
     shown: list[dict[str, Any]] = []
@@ -106,6 +133,9 @@ def evaluate(run: Run) -> dict[str, Any]:
         system = System(run, name, stages.finetune(run, name))
         answers[name] = {group: system.answer(*asked) for group, asked in groups.items()}
         figures[name] = foretold(run, run.systems[name], system.params)
+        for task, _ in groups.values():
+            if name == "user_llm" and isinstance(task, LaMPTask):
+                submit(run, system, task)
         if "next_item" in groups:
             costs[name] = cost(run, system, *groups["next_item"])
         remembers = name == "user_llm" and run.systems[name].remembers
@@ -144,7 +174,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             for i, user in enumerate(shown)
         ],
     }
-    records.write_atomically(run.folder / "evaluation.json", json.dumps(result, indent=1))
+    write_atomically(run.folder / "evaluation.json", json.dumps(result, indent=1))
     return result
 
 
@@ -157,7 +187,7 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     """The histories of some users, and what each cross-attention looks at when it is asked."""
     data, examples = run.dataset, stages.examples(run, system.name, targets)
     shares: list[np.ndarray] = []
-    if system.config.crossed:
+    if system.config.crossed and system.config.streams == ("timeline",):
         task = NextItem(data, run.experiment.data.noun)
         prompts = run.tokenizer.prompts(
             [examples.question(task, t).prompt for t in targets.tolist()]

@@ -31,6 +31,7 @@ from user_llm.evaluation.inference_subject import (
 from user_llm.evaluation.peers.answering import DECODER, TOKENS, Answering, best, write
 from user_llm.evaluation.peers.decoding import Decoding
 from user_llm.evaluation.peers.work import cores
+from user_llm.files import write_atomically
 from user_llm.models import zoo
 from user_llm.runs import Run
 
@@ -83,7 +84,7 @@ def first_tokens(run: Run) -> dict[str, Any]:
         found = best(starts(subject, history, 1, systems, tokens=1), REPEATS)
         rows += [row | {"seconds": found[row["system"]]["first"]} for row in timed]
     result = {**records.provenance(), "rows": rows}
-    records.write_atomically(run.folder / "benchmark.json", json.dumps(result, indent=1))
+    write_atomically(run.folder / "benchmark.json", json.dumps(result, indent=1))
     return result
 
 
@@ -139,7 +140,7 @@ def benchmark(
         "rows": rows,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
+    write_atomically(folder / "benchmark.json", json.dumps(result, indent=1))
     inference_table.draw(result, folder)
     return result
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.answering import TOKENS
-from user_llm.evaluation.records import write_atomically
+from user_llm.files import write_atomically
 
 SHORT = {
     "user_llm": "memory",

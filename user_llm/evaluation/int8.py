@@ -13,6 +13,7 @@ from flax import nnx
 
 from user_llm.data.text import Tokenizer
 from user_llm.evaluation import records
+from user_llm.files import write_atomically
 from user_llm.huggingface import import_decoder
 from user_llm.inference.generate import forward
 
@@ -52,7 +53,7 @@ def loss(folder: Path, text: Path, out: Path, *, window: int = 256, pieces: int 
         "bytes": {"float": sizes[0], "int8": sizes[1]},
     }
     out.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(out / "int8.json", json.dumps(result, indent=1))
+    write_atomically(out / "int8.json", json.dumps(result, indent=1))
     return result
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
+from user_llm.files import write_atomically
+
 FILE = "results.json"
 
 
@@ -88,16 +90,6 @@ def commit(folder: Path) -> str:
         return head + ("+dirty" if _git(folder, "status", "--porcelain", "--", *sources) else "")
     except (OSError, subprocess.CalledProcessError):  # no git, no checkout, no commit yet
         return "unknown"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all, in the place of what was there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _git(folder: Path, *arguments: str) -> str:

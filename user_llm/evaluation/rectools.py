@@ -24,6 +24,7 @@ from user_llm.evaluation.encoder_side import encoder_config
 from user_llm.evaluation.metrics import NDCG_DEPTH, Ranking
 from user_llm.evaluation.next_item import encoder_ranker
 from user_llm.evaluation.peers.work import Work, cores
+from user_llm.files import write_atomically
 from user_llm.models.encoders import AutoregressiveEncoder
 from user_llm.runs import Run
 from user_llm.sharding import make_mesh
@@ -99,7 +100,7 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
             name: [float(x.mean()), float(x.std() / len(x) ** 0.5)] for name, x in gains.items()
         },
     }
-    records.write_atomically(run.folder / "rectools.json", json.dumps(result, indent=1))
+    write_atomically(run.folder / "rectools.json", json.dumps(result, indent=1))
     return result
 
 

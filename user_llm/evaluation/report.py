@@ -8,7 +8,7 @@ from typing import Any
 
 from user_llm.evaluation import charts, metrics
 from user_llm.evaluation.charts import Number
-from user_llm.evaluation.records import write_atomically
+from user_llm.files import write_atomically
 from user_llm.training import tracking
 
 TEMPLATE = "report.html.jinja"

@@ -1,6 +1,7 @@
 """A fine-tuned system, asked: memory, prompt, and an answer written or chosen."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypedDict
 
 import jax
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 from user_llm import stages
 from user_llm.data.features import KNOWN
-from user_llm.data.pipeline import Examples
+from user_llm.data.pipeline import Asking, Examples
 from user_llm.data.tasks import NextItem, Task
 from user_llm.evaluation.next_item import chunks, seen_items
 from user_llm.inference.buckets import row_length
@@ -70,11 +71,16 @@ class System:
 
         self._memory, self.attention = memory, attention
 
-    def memory(self, examples: Examples, rows: Int[np.ndarray, " B"]) -> Context:
-        """The memory of these examples' users; empty for a system that reads none."""
+    def memory(
+        self, examples: Examples, rows: Int[np.ndarray, " B"], asked: Sequence[Asking] = ()
+    ) -> Context:
+        """The memory of these examples' users; empty for a system that reads none.
+
+        For what is `asked` of them, where a stream's memory depends on it.
+        """
         if not self.config.remembers:
             return {}
-        found = self._memory(self.params, examples.timelines(rows))
+        found = self._memory(self.params, examples.timelines(rows) | examples.present(asked))
         return {"memory": found} if self.config.crossed else {"prefix": found}
 
     def answer(
@@ -87,13 +93,14 @@ class System:
         examples = stages.examples(self.run, self.name, targets)
         remembered = examples if users is None else stages.examples(self.run, self.name, users)
         catalog, found = self._catalog(task), []
-        asked = self.prompts([examples.question(task, one).prompt for one in targets.tolist()])
+        questions = [examples.question(task, target) for target in targets.tolist()]
+        asked = self.prompts([question.prompt for question in questions], catalog)
         longest = row_length(max(map(len, asked), default=1))
         size = min(self.run.experiment.evaluation.batch_size, max(1, PROMPTS // longest))
         batches = list(chunks(np.arange(len(targets)), size))
         for rows, length in tqdm(batches, desc=f"{self.name} {task.name}", leave=False):
             prompts = [asked[row] for row in rows]
-            memory = self.memory(remembered, rows)
+            memory = self.memory(remembered, rows, [(task, one) for one in targets[rows].tolist()])
             if catalog is None:
                 found.append(Answers(self._write(prompts, memory)[:length]))
             else:
@@ -108,10 +115,12 @@ class System:
         stacked = (np.concatenate([getattr(a, n) for a in found]) for n in ("choices", "scores"))
         return Answers(texts, *stacked)
 
-    def prompts(self, texts: list[str]) -> list[list[int]]:
+    def prompts(self, texts: list[str], catalog: Catalog | None = None) -> list[list[int]]:
         """Tokens that leave room for an answer; the oldest go, but for the first one."""
-        config = self.run.decoder_config
-        room = config.max_position_embeddings - self.run.experiment.evaluation.max_new_tokens
+        most = self.run.decoder_config.max_position_embeddings
+        longest = len(catalog.fans) if catalog else 0
+        answer = max(longest, self.run.experiment.evaluation.max_new_tokens)
+        room = most - self.config.prefix - answer
         prompts = self.run.tokenizer.prompts(texts)
         return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
 

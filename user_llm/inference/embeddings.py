@@ -5,21 +5,19 @@ file a shard: `vectors` [n, D], and in its metadata the ids of the users as a JS
 interrupted goes on with the first shard that is not there.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from user_llm.data.dataset import Dataset
+from user_llm.files import write_whole
 from user_llm.inference.recommend import Recommender
+from user_llm.inference.vectors import begin, fingerprint
 
 SHARD = 65_536  # users
 
@@ -49,7 +47,7 @@ def write(recommender: Recommender, data: Dataset, folder: Path, *, shard: int =
         chosen = np.arange(first, min(first + shard, users))
         vectors = {"vectors": recommender.states(data, chosen)}
         told = {"users": json.dumps(data.users[first : first + shard])}
-        whole(path, lambda path, v=vectors, t=told: save_file(v, path, metadata=t))
+        write_whole(path, lambda path, v=vectors, t=told: save_file(v, path, metadata=t))
         made += 1
     return made
 
@@ -72,46 +70,6 @@ def read(folder: Path) -> Iterator[tuple[list[str], Float[np.ndarray, "N D"]]]:
     for path in paths:
         with safe_open(path, "numpy") as file:
             yield json.loads(file.metadata()["users"]), file.get_tensor("vectors")
-
-
-def fingerprint(params: dict) -> str:
-    """The SHA-256 of parameters, their names included."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def begin(folder: Path, index: dict[str, Any]) -> None:
-    """Says in a folder's `index.json` what it holds, unless it says so already.
-
-    Raises:
-      ValueError: it holds something else.
-    """
-    path = folder / "index.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != index:
-            differing = [name for name in index if found.get(name) != index[name]]
-            raise ValueError(
-                f"{folder} holds other vectors ({', '.join(differing)} differ); choose another "
-                "folder, or remove it"
-            )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    whole(path, lambda path: path.write_text(json.dumps(index, indent=2) + "\n"))
-
-
-def whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under another name first, so that under its own it is always whole."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    write(unfinished)
-    unfinished.chmod(0o644)  # safetensors writes 0600
-    os.replace(unfinished, path)
 
 
 def _name(number: int) -> str:

@@ -22,9 +22,10 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from user_llm.data.text import PassageTokenizer
+from user_llm.files import write_whole
 from user_llm.huggingface import import_text_encoder, text_encoder_config
 from user_llm.inference.buckets import bucket
-from user_llm.inference.embeddings import begin, fingerprint, whole
+from user_llm.inference.vectors import begin, fingerprint
 from user_llm.sharding import batch_sharding, make_mesh
 
 DIGEST = 32  # bytes
@@ -48,7 +49,7 @@ class TextVectorizer:
     ):
         self.config, self.mesh = text_encoder_config(folder), mesh or make_mesh()
         self.instruction, self.rows = instruction, rows
-        self.tokenizer = PassageTokenizer(folder, self.config.max_tokens)
+        self.tokenizer = PassageTokenizer(folder, self.config.max_tokens, instruction)
         graphdef, state = nnx.split(import_text_encoder(folder, self.mesh))
         self.params = nnx.to_pure_dict(state)
         self._encode = jax.jit(
@@ -61,7 +62,7 @@ class TextVectorizer:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """The vector of each text."""
-        ids = self.tokenizer([self.instruction + text for text in texts])
+        ids = self.tokenizer(texts)
         found = np.zeros((len(texts), self.width), np.float32)
         order = np.argsort([-len(one) for one in ids], kind="stable")  # like lengths side by side
         for start in range(0, len(order), self.rows):
@@ -112,8 +113,25 @@ def write(
             for at in range(0, len(some), piece := 16 * vectorizer.rows):
                 pieces.append(vectorizer(some[at : at + piece]))
                 bar.update(len(pieces[-1]))
-            whole(folder / _name(number), partial(_write, some, np.concatenate(pieces)))
+            write_whole(folder / _name(number), partial(_write, some, np.concatenate(pieces)))
     return len(new)
+
+
+def of(
+    encoder: Path, texts: Sequence[str], folder: Path, mesh: Mesh | None = None
+) -> Float[np.ndarray, "N D"]:
+    """The vector of each text, those of empty ones zero; what is not kept yet is made and kept.
+
+    Each encoder has a folder of its own within `folder`.
+    """
+    vectorizer = TextVectorizer(encoder, mesh)
+    own = folder / fingerprint(vectorizer.params)[:8]
+    write(vectorizer, filter(None, texts), own)
+    kept = TextVectors(own)
+    found = np.zeros((len(texts), kept.width), np.float32)
+    there = [row for row, text in enumerate(texts) if text]
+    found[there] = kept.vectors[kept.rows([texts[row] for row in there])]
+    return found
 
 
 class TextVectors:
@@ -168,7 +186,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _write(texts: Sequence[str], vectors: Float[np.ndarray, "N D"], path: Path) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:64")
+    writer = ArrayRecordWriter(str(path), "group_size:1")
     for text, vector in zip(texts, vectors, strict=True):
         writer.write(digest(text) + vector.astype("<f4").tobytes())
     writer.close()

@@ -149,8 +149,17 @@ class Decoder(nnx.Module):
         # Looking up in a table split over its features would make XLA gather the activations.
         table = constrain(self.embed_tokens[...].astype(self.config.dtype), "vocab", None)
         x = constrain(table[tokens], "batch", None, None)
+        return x * jnp.asarray(self._embedding_scale, x.dtype)
+
+    def embedding_length(self) -> Float[Array, ""]:
+        """The mean length of what `embed` gives of the vocabulary's tokens."""
+        table = self.embed_tokens[...].astype(jnp.float32)
+        return self._embedding_scale * jnp.sqrt(jnp.square(table).sum(-1)).mean()
+
+    @property
+    def _embedding_scale(self) -> float:
         scaled = FAMILIES[self.config.model_type].scaled_embeddings
-        return x * jnp.asarray(self.config.hidden_size**0.5, x.dtype) if scaled else x
+        return self.config.hidden_size**0.5 if scaled else 1.0
 
     def views(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.config import PerceiverConfig, PersonaConfig
+from user_llm.config import TEXT_VECTOR, PerceiverConfig, PersonaConfig, TextEncoderConfig
 from user_llm.models.blocks import gelu
 from user_llm.models.encoders.base import Encoder, unit
 from user_llm.models.encoders.text import TextEncoder
@@ -86,7 +86,7 @@ class PersonaProjector(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H E"], weights: Float[Array, "B H"]
     ) -> Float[Array, "B K D"]:
-        """The weighted sum of the projections of H vectors, whose weights are 1 in sum."""
+        """The weighted sum of projections of H vectors, whose weights are 1 in sum, or all 0."""
         # What follows the GELU is linear, so it is applied to the sum.
         total = jnp.einsum("bh,bhd->bd", weights.astype(x.dtype), gelu(self.up_proj(x)))
         return self.down_proj(total).reshape(len(x), -1, self.width)
@@ -99,38 +99,31 @@ class PersonaStream(nnx.Module):
     texts are given and never trained; the text encoder that reads the present one is.
 
     Args:
-      text_encoder: of the present text, a vector of which is as wide as those of past texts.
+      text_encoder: that past texts were embedded by; one like it reads the present text.
       width: the decoder's, in which the tokens are.
-
-    Raises:
-      ValueError: the encoder's vectors are of another width.
     """
 
     def __init__(
         self,
         config: PersonaConfig,
-        text_encoder: TextEncoder | None,
+        text_encoder: TextEncoderConfig,
         width: int,
         *,
         rngs: nnx.Rngs,
     ):
-        if text_encoder and text_encoder.config.hidden_size != config.width:
-            raise ValueError(
-                f"persona.width={config.width}, but the encoder of the present text makes vectors "
-                f"of {text_encoder.config.hidden_size}; past texts must be embedded by its like"
-            )
-        if (text_encoder is None) != (config.weights == "mean"):
-            raise ValueError(f"persona.weights={config.weights!r} with text_encoder={text_encoder}")
-        self.config, self.text_encoder, self.width = config, text_encoder, width
-        learned = config.learned_temperature and text_encoder is not None
+        self.config, self.width = config, width
+        compares = config.weights == "attention"
+        self.text_encoder = TextEncoder(text_encoder, rngs=rngs) if compares else None
+        learned = config.learned_temperature and compares
         self.log_temperature = (
             nnx.Param(jnp.log(jnp.full((), config.temperature))) if learned else None
         )
-        self.projector = PersonaProjector(config.width, width, config.tokens, rngs=rngs)
+        read = text_encoder.hidden_size
+        self.projector = PersonaProjector(read, width, config.tokens, rngs=rngs)
         self.instruction, self.instruction_projector = (
             (
-                nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), (config.width,))),
-                PersonaProjector(config.width, width, rngs=rngs),
+                nnx.Param(nnx.initializers.uniform(1.0)(rngs.params(), (read,))),
+                PersonaProjector(read, width, rngs=rngs),
             )
             if config.instruction
             else (None, None)
@@ -138,40 +131,38 @@ class PersonaStream(nnx.Module):
         self.gain = nnx.Param(jnp.ones(())) if config.matched else None
 
     def __call__(self, batch: dict[str, Any], length: Float[Array, ""]) -> Memory:
-        """The memory of `batch["persona"]`, its tokens about as long as the decoder's embeddings.
+        """The memory of a batch's users, its tokens about as long as the decoder's embeddings.
 
-        Of a user without a past text there is the instruction alone.
+        To users without a past text it is the same: the instruction, and what a bias makes of none.
 
         Args:
-          batch: in `persona` the past texts' `vectors` [B, H, E] and their `mask` [B, H], and of
-            the present one the `tokens` and `tokens_mask` [B, T].
+          batch: the `events` with the vectors of their texts, the `segments`, not 0 where there is
+            an event, and of the `present` text the `tokens` and their `mask` [B, T].
           length: the mean length of the decoder's embeddings.
         """
-        told = batch["persona"]
-        vectors, mask = told["vectors"], told["mask"]
-        found = self.projector(vectors, self.weights(batch))
-        there = jnp.broadcast_to(mask.any(1, keepdims=True), found.shape[:2])
-        if self.instruction is None or self.instruction_projector is None:
-            return Memory(self._as_long(found, length), there)
-        one = jnp.ones((1, 1), vectors.dtype)
-        instruction = self.instruction_projector(self.instruction[...][None, None], one)
-        if not self.config.matched:
-            instruction /= PAPER_INSTRUCTION
-        tokens = jnp.concatenate(
-            [jnp.broadcast_to(instruction, (len(found), 1, self.width)), found], axis=1
-        )
-        first = jnp.ones((len(found), 1), bool)
-        return Memory(self._as_long(tokens, length), jnp.concatenate([first, there], axis=1))
+        vectors, _ = self.past(batch)
+        tokens = self.projector(vectors, self.weights(batch))
+        if self.instruction is not None and self.instruction_projector is not None:
+            one = jnp.ones((1, 1), vectors.dtype)
+            first = self.instruction_projector(self.instruction[...][None, None], one)
+            first = first if self.config.matched else first / PAPER_INSTRUCTION
+            first = jnp.broadcast_to(first, (len(tokens), 1, self.width))
+            tokens = jnp.concatenate([first, tokens], axis=1)
+        return Memory(self._as_long(tokens, length), jnp.ones(tokens.shape[:2], bool))
+
+    def past(self, batch: dict[str, Any]) -> tuple[Float[Array, "B H E"], Bool[Array, "B H"]]:
+        """The vectors of past texts, and where there are any."""
+        column = batch["events"][TEXT_VECTOR]
+        return column[..., :-1], (column[..., -1] > 0) & (batch["segments"] > 0)
 
     def weights(self, batch: dict[str, Any]) -> Float[Array, "B H"]:
         """How much of the memory each past text makes up: 1 in sum, 0 where there is none."""
-        told = batch["persona"]
-        mask = told["mask"]
+        vectors, mask = self.past(batch)
         if self.text_encoder is None:
             shares = mask.astype(jnp.float32)
             return shares / jnp.maximum(shares.sum(1, keepdims=True), 1)
-        present = self.text_encoder(told["tokens"], told["tokens_mask"])
-        scores = jnp.einsum("be,bhe->bh", present, told["vectors"].astype(jnp.float32))
+        present = self.text_encoder(**batch["present"])
+        scores = jnp.einsum("be,bhe->bh", present, vectors.astype(jnp.float32))
         scores = jnp.where(mask, scores / self.temperature(), jnp.finfo(jnp.float32).min)
         return jax.nn.softmax(scores, axis=1) * mask.any(1, keepdims=True).astype(jnp.float32)
 

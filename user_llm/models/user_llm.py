@@ -8,11 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, SystemConfig
+from user_llm.config import (
+    DecoderConfig,
+    EncoderConfig,
+    FeatureConfig,
+    SystemConfig,
+    TextEncoderConfig,
+)
 from user_llm.models.decoder import Decoder
 from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
-from user_llm.models.streams import TimelineStream
+from user_llm.models.streams import PersonaStream, TimelineStream
 
 
 class Projector(nnx.Module):
@@ -56,19 +62,20 @@ class UserLLM(nnx.Module):
         encoder: EncoderConfig,
         features: tuple[FeatureConfig, ...],
         items: Mapping[str, Any] | None = None,
+        text_encoder: TextEncoderConfig | None = None,
         *,
         rngs: nnx.Rngs,
     ):
-        check(system)
-        self.system = system
-        streams = {}
+        check(system, text_encoder)
+        self.system, width = system, decoder.hidden_size
+        streams, projectors = {}, {}
         if "timeline" in system.streams:
             timeline = ENCODERS[encoder.kind](encoder, features, items, rngs=rngs)
             streams["timeline"] = TimelineStream(timeline, system.perceiver, rngs=rngs)
-        self.streams = nnx.Dict(streams)
-        self.projectors = nnx.Dict(
-            {n: Projector(s.width, decoder.hidden_size, rngs=rngs) for n, s in streams.items()}
-        )
+            projectors["timeline"] = Projector(streams["timeline"].width, width, rngs=rngs)
+        if "persona" in system.streams and text_encoder:
+            streams["persona"] = PersonaStream(system.persona, text_encoder, width, rngs=rngs)
+        self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
         self.decoder = Decoder(
             decoder,
             cross_attention=system.cross_attention if system.crossed else None,
@@ -92,15 +99,28 @@ class UserLLM(nnx.Module):
         return self.decoder.extended(self.item_tokens(items.astype(jnp.float32)))
 
     def memories(self, batch: dict[str, Any]) -> dict[str, Memory]:
-        """What each stream knows of the batch's users; depends on the users alone."""
-        return {name: stream(batch) for name, stream in self.streams.items()}
+        """What each stream knows of the batch's users.
+
+        A timeline's depends on the users alone, a persona on what they ask, too.
+        """
+        found = {}
+        if "timeline" in self.streams:
+            found["timeline"] = self.streams["timeline"](batch)
+        if "persona" in self.streams:
+            found["persona"] = self.streams["persona"](batch, self.decoder.embedding_length())
+        return found
 
     def fuse(self, memories: dict[str, Memory]) -> Memory | None:
         """All memories side by side in the decoder's width; None where none is read."""
         if not self.system.remembers:
             return None
         dtype = self.decoder.config.dtype
-        tokens = [self.projectors[n](m.tokens.astype(dtype)) for n, m in memories.items()]
+        tokens = [
+            self.projectors[name](m.tokens.astype(dtype))
+            if name in self.projectors
+            else m.tokens.astype(dtype)
+            for name, m in memories.items()
+        ]
         masks = [m.mask for m in memories.values()]
         return Memory(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
 
@@ -122,8 +142,8 @@ class UserLLM(nnx.Module):
         For every token; the shares of a token are 1 in sum, unless it sees latents alone.
         """
         memory = self.fuse(self.memories(batch))
-        if memory is None or self.decoder.cross is None:
-            raise ValueError("only a system with streams and cross-attention looks at events")
+        if memory is None or self.decoder.cross is None or tuple(self.streams) != ("timeline",):
+            raise ValueError("only a system with a timeline and cross-attention looks at events")
         looks = self.decoder.looks(self.decoder.embed(batch["tokens"]), memory)
         events = self.streams["timeline"].weights(batch)  # [B, M, E]
         shares = jnp.einsum("gbtm,bme->gbte", looks[..., : events.shape[1]], events)
@@ -134,7 +154,7 @@ class UserLLM(nnx.Module):
         return self.speaker().logits(self.hidden(batch))
 
 
-def check(system: SystemConfig) -> None:
+def check(system: SystemConfig, text_encoder: TextEncoderConfig | None = None) -> None:
     """Refuses settings that contradict each other.
 
     Raises:
@@ -145,10 +165,15 @@ def check(system: SystemConfig) -> None:
             f"strategy={system.strategy!r} with lora.rank={system.lora.rank}: "
             "adapters and the strategy 'lora' come together"
         )
-    if system.remembers and not system.crossed and not system.perceiver.latents:
+    timeline = "timeline" in system.streams
+    if timeline and system.remembers and not system.crossed and not system.perceiver.latents:
         raise ValueError("fusion='soft_prompt' needs perceiver.latents > 0: a prompt has no holes")
-    if system.item_tokens and not system.streams:
-        raise ValueError("item_tokens are made by a stream's encoder; streams=() has none")
+    if system.item_tokens and not timeline:
+        raise ValueError(
+            f"item_tokens are made by a timeline's encoder; streams={system.streams} has none"
+        )
+    if "persona" in system.streams and text_encoder is None:
+        raise ValueError("the persona stream compares texts; give it the text encoder that does so")
     if system.streams and not system.remembers and not system.item_tokens:
         raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")
 
@@ -157,7 +182,8 @@ def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:
     """The filter of the parameters that a system's strategy moves (arXiv 2402.13598, section 3.3).
 
     `full`: all. `encoder`: all but the decoder's own. `lora`: as `encoder`, and the adapters.
-    `projection`: only what stands between encoder and decoder. A frozen encoder is never moved.
+    `projection`: only what stands between encoder and decoder. A frozen encoder is never moved,
+    whether it is of timelines or of texts.
     """
     strategy, frozen = system.strategy, system.encoder_frozen or system.strategy == "projection"
 
@@ -166,6 +192,6 @@ def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:
             return True
         if path[0] == "decoder":
             return strategy == "full"
-        return not frozen or "encoder" not in path
+        return not frozen or not {"encoder", "text_encoder"}.intersection(path)
 
     return moves

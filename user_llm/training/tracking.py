@@ -1,7 +1,6 @@
 """A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 
 import jax
 from tqdm import tqdm
+
+from user_llm.files import write_atomically
 
 FILE = "metrics.jsonl"
 
@@ -109,7 +110,5 @@ def _forget_after(path: Path, step: int) -> float:
     if not path.exists():
         return 0.0
     rows = [row for row in read(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows[-1]["seconds"] if rows else 0.0

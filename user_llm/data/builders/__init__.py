@@ -7,6 +7,7 @@ from typing import Any
 BUILDERS = {  # by module
     "amazon_reviews": "AmazonReviews",
     "google_local": "GoogleLocal",
+    "lamp": "LaMP",
     "movielens": "MovieLens",
     "sequences": "Sequences",
     "table": "Table",
