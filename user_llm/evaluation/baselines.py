@@ -134,8 +134,8 @@ def commonest(run: Run) -> str:
 
 def commonest_label(run: Run, task: LaMPTask) -> str:
     """The answer to most training questions; of stars the one in the middle, which errs least."""
-    asked = run.training_events[task.fits(run.training_events)].tolist()
-    return typical(task, [task.asked.outputs[event] for event in asked])
+    asked = run.training_events[task.fits(run.training_events)]
+    return typical(task, [task.asked.outputs[int(event)] for event in asked])
 
 
 def own_labels(run: Run, task: LaMPTask, targets: np.ndarray) -> list[str]:

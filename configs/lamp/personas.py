@@ -1,6 +1,6 @@
 """Persona-Plug beside words, retrieval and a timeline, on sets in LaMP's shape.
 
-USER_LLM_DATA=... user-llm sweep configs/lamp/systems.py --record
+USER_LLM_DATA=... user-llm sweep configs/lamp/personas.py --record
 
 Two data sets that are made of others (`user-llm data lamp-from-reviews` writes the same files):
 `ratings`, the stars of a review (LaMP-3) of Musical Instruments, and `tags`, the first genre of a
@@ -32,7 +32,7 @@ from user_llm.config import (
     encoder_only,
 )
 
-RUNS, SEEDS = "runs/systems", 3
+RUNS, SEEDS = "runs/personas", 3
 TOLD = 3  # entries of a profile that a prompt spells out
 SETS: dict[str, tuple[Task, SourceConfig]] = {
     "ratings": (
