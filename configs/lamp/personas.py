@@ -33,7 +33,7 @@ from user_llm.config import (
 )
 
 RUNS, SEEDS = "runs/personas", 3
-TOLD = 3  # entries of a profile that a prompt spells out
+TOLD = 2  # entries of a profile that a prompt spells out
 SETS: dict[str, tuple[Task, SourceConfig]] = {
     "ratings": (
         "LaMP_3",
@@ -54,7 +54,7 @@ SETS: dict[str, tuple[Task, SourceConfig]] = {
 }
 PLAIN = SystemConfig(streams=())
 PERSONA = SystemConfig(streams=("persona",), fusion="soft_prompt", strategy="encoder")
-OURS = PersonaConfig(query_tokens=128)
+OURS = PersonaConfig(query_tokens=64)
 TIMELINE = SystemConfig(
     fusion="soft_prompt",
     perceiver=PerceiverConfig(latents=4, layers=1, heads=4),
@@ -68,7 +68,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "bm25": {"text_history": TOLD, "retrieval": "bm25"},
 }
 PERSONAS: dict[str, PersonaConfig] = {
-    "pplug_paper": PersonaConfig.paper(query_tokens=128),
+    "pplug_paper": PersonaConfig.paper(query_tokens=64),
     "pplug": OURS,
     "pplug_mean": OURS.model_copy(update={"weights": "mean"}),
 }
@@ -93,15 +93,14 @@ def table(
     seeds: int = SEEDS,
     runs: str = RUNS,
     variants: bool = True,
-    steps: int = 150,
-    taught: int = 300,
+    steps: int = 100,
+    taught: int = 400,
     pretrained: int = 200,
-    rate: float = 1e-3,
-    tokens: tuple[int, int] = (256, 448),  # of a row without and with a profile in words
+    tokens: tuple[int, int] = (160, 320),  # of a row without and with a profile in words
     users: int = 500,
 ) -> Iterator[Experiment]:
     """All rows of one data set; those that others begin with come before them."""
-    optim = OptimConfig(learning_rate=rate, schedule="cosine", warmup_steps=10)
+    optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
     finetune = FinetuneConfig(
         steps=taught,
         batch_size=16,
@@ -155,7 +154,11 @@ def table(
                 else "",
                 system=system,
                 finetune=finetune.model_copy(
-                    update={"steps": steps, "drop_history": 0.5 if remembers else 0.0}
+                    update={
+                        "steps": steps,
+                        "optim": optim.model_copy(update={"learning_rate": 3e-4}),
+                        "drop_history": 0.5 if remembers else 0.0,
+                    }
                 ),
                 evaluation=judged.model_copy(
                     update={"baselines": ("shuffled_memory",) if remembers else ()}
@@ -178,7 +181,7 @@ def sweep() -> Sweep:
             name,
             task,
             data,
-            language_model=LanguageModelConfig(weights="models/stories3M"),
+            language_model=LanguageModelConfig(weights="models/tinystories-656k"),
             encoder=EncoderConfig(window=33, embed=64, layers=1, heads=1, mlp=128, dropout=0.2),
         )
     return Sweep(experiments=tuple(experiments))
