@@ -15,14 +15,19 @@ def choose(
     `recency`: the newest, and `random` ones, in the texts' order. `bm25`: those most like the
     query, the best first, by whitespace's words (as LaMP's authors cut them, arXiv 2304.11406);
     without a word in common, the first ones.
+
+    Raises:
+      ValueError: `bm25` is asked for, and its package is not installed.
     """
     count = min(count, len(texts))
     if how == "recency":
         return list(range(len(texts) - count, len(texts)))
     if how == "random":
         return np.sort(np.random.default_rng(seed).permutation(len(texts))[:count]).tolist()
-    from bm25s import BM25  # with the extra `text`
-
+    try:
+        from bm25s import BM25
+    except ImportError as error:
+        raise ValueError('retrieval "bm25" wants bm25s; install the extra `text`') from error
     corpus = [text.split() for text in texts]
     known = {word for words in corpus for word in words}
     words = [word for word in query.split() if word in known]
