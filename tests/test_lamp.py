@@ -67,7 +67,7 @@ def questions(task, count=3):
     ]
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", INPUTS)
 def test_what_is_written_is_read(tmp_path, task):
     splits = {"train": questions(task), "dev": questions(task, 2)}
     silent = [Question("9", INPUTS[task], (), None)]
@@ -90,7 +90,7 @@ def test_numbers_are_read_as_text(tmp_path):
     assert question.profile[0]["score"] == "4"
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", INPUTS)
 def test_prompts_are_those_of_the_authors(task):
     kind = KINDS[task]
     told = kind.prompt(INPUTS[task], [kind.tells(entry(task, i)) for i in range(2)])

@@ -37,7 +37,7 @@ def built(tmp_path):
     return build
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", INPUTS)
 def test_a_question_is_a_timeline_that_ends_in_it(built, task):
     kind = KINDS[task]
     data = built(task, train=questions(task, [[2, 0, 1], [4]]), dev=questions(task, [[1], []]))

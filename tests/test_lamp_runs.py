@@ -63,7 +63,7 @@ def flat(tree):
     return {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree.leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", INPUTS)
 def test_a_folder_trains_is_judged_and_submits(made, task):
     parts = {"pretrain": EXPERIMENT.pretrain.model_copy(update={"steps": 0})}
     run = made(task, PERSONA, **parts)

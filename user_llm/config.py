@@ -38,6 +38,9 @@ Task = Literal[
     "LaMP_4",
     "LaMP_5",
     "LaMP_7",
+    "LongLaMP_2",
+    "LongLaMP_3",
+    "LongLaMP_4",
 ]
 
 

@@ -43,7 +43,9 @@ class Kind:
     fields: tuple[str, ...]  # of an entry, beside its id
     text: tuple[str, ...]
     told: str
-    marker: str = ""  # the present text stands behind it in the input
+    # The present text stands behind it in the input. "": it is all of it. None: of a citation, which
+    # has none, the present text are the two references.
+    marker: str | None
     after: str = ". "  # what stands between the entries and the input in a prompt
     label: str = ""  # the field that says what the answer would be, where that is not free text
     labels: tuple[str, ...] = ()  # all possible answers; none: the answer is free text
@@ -53,13 +55,10 @@ class Kind:
         return " ".join(entry[name] for name in self.text)
 
     def present(self, text: str) -> str:
-        """The present text, without the instruction around it; empty if there is none.
-
-        Of a citation, which has no marker, the two references.
-        """
-        if not self.marker:
+        """The present text, without the instruction around it; empty if there is none."""
+        if self.marker is None:
             return " ".join(QUOTED.findall(text)[1:3])
-        return text.partition(self.marker)[2].strip()
+        return (text.partition(self.marker)[2] if self.marker else text).strip()
 
     def tells(self, entry: Entry) -> str:
         """A past entry as prompts spell it out."""
@@ -70,7 +69,7 @@ class Kind:
         if not told:
             return text
         joined = ", and ".join(told)
-        if not self.marker and (title := QUOTED.search(text)):  # the author's others beside it
+        if self.marker is None and (title := QUOTED.search(text)):  # the author's others beside it
             return f"{text[: title.end()]}, and {joined}{text[title.end() :]}"
         return joined + self.after + text
 
@@ -85,6 +84,7 @@ KINDS: dict[str, Kind] = {
         fields=("title", "abstract"),
         text=("title", "abstract"),
         told='"{title}"',
+        marker=None,
         labels=("[1]", "[2]"),
     ),
     "LaMP_2": Kind(
@@ -123,6 +123,30 @@ KINDS: dict[str, Kind] = {
         marker=":",
         after=" are written by a person. Following the given patterns ",
     ),
+    # LongLaMP's, whose layout `data.longlamp` reads.
+    "LongLaMP_2": Kind(
+        fields=("title", "abstract"),
+        text=("title", "abstract"),
+        told='"{abstract}" is the abstract for the title "{title}"',
+        marker="items:",
+        after=". Use the above abstracts as context to understand the style and language of the "
+        "user and, ",
+    ),
+    "LongLaMP_3": Kind(
+        fields=("overall", "summary", "description", "reviewText"),
+        text=("overall", "summary", "description", "reviewText"),
+        told='"{overall}" is a rating for the product with description "{description}". '
+        '"{summary}" is summary for "{reviewText}"',
+        marker="",
+        after=". Following the given patterns ",
+    ),
+    "LongLaMP_4": Kind(
+        fields=("summary", "content"),
+        text=("summary", "content"),
+        told='"{content}" is a summary for "{summary}"',  # so the authors have it
+        marker="",
+        after=". Following the given patterns, ",
+    ),
 }
 
 
@@ -153,11 +177,16 @@ def read(folder: Path) -> tuple[str, dict[str, list[Question]]]:
             problems.append(
                 f"{path.name} and {outputs[split].name} differ in ids such as {odd[0]!r}"
             )
+    refuse(folder, problems)
+    return task, found
+
+
+def refuse(folder: Path, problems: Sequence[str]) -> None:
+    """Raises a ValueError that tells the first of a folder's problems, if there are any."""
     if problems:
         told = "; ".join(problems[:SHOWN])
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(f"{folder} is not as LaMP's files are: {told}{more}")
-    return task, found
 
 
 def labels(task: str, outputs: Iterable[str]) -> tuple[str, ...]:
@@ -224,21 +253,31 @@ def _questions(
         problems.append(f"{file} is no list of questions")
         return
     for i, asked in enumerate(given):
-        wrong = list(_lacking(asked, ("id", "input")))
-        profile = asked.get("profile") if isinstance(asked, dict) else None
-        if not isinstance(profile, list):
-            wrong.append("profile is no list")
-            profile = []
-        for place, entry in enumerate(profile):
-            wrong += [f"profile entry {place}: {x}" for x in _lacking(entry, ("id", *kind.fields))]
-        if not wrong and not kind.present(str(asked["input"])):
-            behind = f"no text behind {kind.marker!r}" if kind.marker else "not three quoted titles"
-            wrong.append(f"input has {behind}")
+        wrong = list(wanting(asked, kind, ("id", "input"), ("id", *kind.fields)))
         problems += [f"{file}, question {i}: {what}" for what in wrong]
         if not wrong:
-            entries = tuple({name: str(x) for name, x in entry.items()} for entry in profile)
             key = str(asked["id"])
-            yield Question(key, str(asked["input"]), entries, right.get(key))
+            yield Question(key, str(asked["input"]), entries(asked), right.get(key))
+
+
+def entries(asked: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """The profile of a question as it stands in a file."""
+    return tuple({name: str(x) for name, x in entry.items()} for entry in asked["profile"])
+
+
+def wanting(asked: Any, kind: Kind, own: Iterable[str], of_entry: Sequence[str]) -> Iterator[str]:
+    """What a question as it stands in a file lacks of its own fields and of its entries'."""
+    wrong = list(_lacking(asked, own))
+    profile = asked.get("profile") if isinstance(asked, dict) else None
+    if not isinstance(profile, list):
+        wrong.append("profile is no list")
+        profile = []
+    for place, entry in enumerate(profile):
+        wrong += [f"profile entry {place}: {x}" for x in _lacking(entry, of_entry)]
+    if not wrong and not kind.present(str(asked["input"])):
+        behind = f"no text behind {kind.marker!r}" if kind.marker else "not three quoted titles"
+        wrong.append("input is empty" if kind.marker == "" else f"input has {behind}")
+    yield from wrong
 
 
 def _lacking(given: Any, names: Iterable[str]) -> Iterator[str]:

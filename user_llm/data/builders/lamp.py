@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from user_llm.data import lamp
+from user_llm.data import lamp, longlamp
 from user_llm.data.builders.base import Raw, Record, TimelineBuilder, bare_item
 from user_llm.data.features import Categorical, Text
 from user_llm.data.lamp import KINDS, Kind, Question
@@ -19,7 +19,7 @@ SCHEMA = TimelineSchema(features=(Categorical(name="item"), Text(name="words", c
 
 
 class LaMP(TimelineBuilder, skip_registration=True):
-    """A folder in LaMP's official layout (see `data.lamp`); the version is the task, if given.
+    """A folder in LaMP's or LongLaMP's layout; the version is the task, if given.
 
     A user is a question, named `SPLIT/ID`, and their events are its profile's entries, by date
     where they have one, else in the order of the file. What an entry is about is its review, and
@@ -34,12 +34,14 @@ class LaMP(TimelineBuilder, skip_registration=True):
             raise ValueError("lamp reads a folder in LaMP's layout; name it as the source")
         parts = ("questions", "outputs")
         paths = [source / f"{split}_{part}.json" for split in lamp.SPLITS for part in parts]
-        return [path for path in paths if path.is_file()]
+        found = [path for path in paths if path.is_file()]
+        return found or [path for some in longlamp.files(source).values() for path in some]
 
     @classmethod
     def read(cls, source: Path | None, version: str, **options: Any) -> Raw:
         assert source is not None, "`files` refuses that"
-        task, splits = lamp.read(source)
+        official = any((source / f"{split}_questions.json").is_file() for split in lamp.SPLITS)
+        task, splits = (lamp if official or not longlamp.files(source) else longlamp).read(source)
         if version and version != task:
             raise ValueError(f"{source} is of {task}, not of {version}; name that, or none")
         kind = KINDS[task]
