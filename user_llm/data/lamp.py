@@ -43,8 +43,8 @@ class Kind:
     fields: tuple[str, ...]  # of an entry, beside its id
     text: tuple[str, ...]
     told: str
-    # The present text stands behind it in the input. "": it is all of it. None: of a citation, which
-    # has none, the present text are the two references.
+    # The present text stands behind it in the input. "": it is all of it. None: there is none, as
+    # of a citation, of which the two references are taken.
     marker: str | None
     after: str = ". "  # what stands between the entries and the input in a prompt
     label: str = ""  # the field that says what the answer would be, where that is not free text

@@ -1,8 +1,8 @@
 """LongLaMP's files, as its release on Hugging Face has them: longer texts than LaMP's.
 
 Source: arXiv 2407.11016. A folder holds the parts `train`, `val` and `test` of one task, each in
-files of Parquet, JSON or JSON lines whose names begin so. A record has `input`, `output`, `profile`,
-and who asks under a name by which the task is known. The task of e-mails is not released.
+files of Parquet, JSON or JSON lines whose names begin so. A record has `input`, `output`, `profile`
+and, under a name by which the task is known, who asks. The task of e-mails is not released.
 """
 
 from collections.abc import Iterator
