@@ -42,7 +42,7 @@ SETS: dict[str, tuple[Task, SourceConfig]] = {
             version="2014",
             source="amazon-musical-instruments",
             profile=32,
-            questions=4,
+            questions=12,
         ),
     ),
     "tags": (
@@ -93,11 +93,11 @@ def table(
     seeds: int = SEEDS,
     runs: str = RUNS,
     variants: bool = True,
-    steps: int = 100,
-    taught: int = 400,
+    steps: int = 200,
+    taught: int = 1200,
     pretrained: int = 200,
     tokens: tuple[int, int] = (160, 320),  # of a row without and with a profile in words
-    users: int = 500,
+    users: int = 0,
 ) -> Iterator[Experiment]:
     """All rows of one data set; those that others begin with come before them."""
     optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
@@ -111,7 +111,7 @@ def table(
         checkpoint_every=100,
     )
     judged = EvaluationConfig(
-        users=users, batch_size=64, beam=5, max_new_tokens=8, baselines=(), text_tokens=tokens[1]
+        users=users, batch_size=128, beam=5, max_new_tokens=8, baselines=(), text_tokens=tokens[1]
     )
     reader = encoder_only(
         name=f"{name}_encoder",

@@ -99,10 +99,11 @@ def asker_ids(run: Run, targets: np.ndarray) -> list[str]:
     return [data.users[user] for user in user_of(targets, data.offsets).tolist()]
 
 
-def submit(run: Run, system: System, task: LaMPTask) -> None:
+def submit(run: Run, system: System, task: LaMPTask, judged: np.ndarray, given: Answers) -> None:
     """Writes what LaMP's evaluation wants: the answers to all questions of its test set.
 
     Or of `dev`, where the data set has no test questions: `SPLIT_outputs.json` in the run's folder.
+    Those that are `judged` are `given`; if they are not all, all are asked.
     """
     data = run.dataset
     last = data.offsets[1:] - 1
@@ -110,7 +111,8 @@ def submit(run: Run, system: System, task: LaMPTask) -> None:
     split = "test" if (parts == "test").any() else "dev"
     targets = last[parts == split]
     names = [name.partition("/")[2] for name in asker_ids(run, targets)]
-    answers = dict(zip(names, system.answer(task, targets).texts, strict=True))
+    said = given if np.array_equal(judged, targets) else system.answer(task, targets)
+    answers = dict(zip(names, said.texts, strict=True))
     lamp.submit(run.folder / f"{split}_outputs.json", task.name, answers)
 
 
@@ -133,9 +135,9 @@ def evaluate(run: Run) -> dict[str, Any]:
         system = System(run, name, stages.finetune(run, name))
         answers[name] = {group: system.answer(*asked) for group, asked in groups.items()}
         figures[name] = foretold(run, run.systems[name], system.params)
-        for task, _ in groups.values():
+        for group, (task, events) in groups.items():
             if name == "user_llm" and isinstance(task, LaMPTask):
-                submit(run, system, task)
+                submit(run, system, task, events, answers[name][group])
         if "next_item" in groups:
             costs[name] = cost(run, system, *groups["next_item"])
         remembers = name == "user_llm" and run.systems[name].remembers
