@@ -21,6 +21,7 @@ def test_texts_are_chosen_by_age_chance_or_likeness():
     assert len(set(map(tuple, drawn))) > 3
     assert all(one == sorted(set(one)) for one in drawn)
     assert sorted(choose(TEXTS, "it broke: bad", "bm25", 9)) == [0, 1, 2, 3]
+    assert choose(TEXTS, "it broke: bad", "bm25", 2) == [1, 2]  # the best last
     assert choose(TEXTS, "zzz", "bm25", 2) == [0, 1]
     assert choose([], "it", "bm25", 2) == []
 

@@ -27,10 +27,10 @@ def questions(task, ages, output=True):
 
 @pytest.fixture
 def built(tmp_path):
-    def build(task, version="", **splits):
+    def build(task, version=None, **splits):
         lamp.write(tmp_path / task, task, splits)
         folder = builders.build(
-            "lamp", source=tmp_path / task, data_dir=tmp_path / "data", version=version
+            "lamp", source=tmp_path / task, data_dir=tmp_path / "data", version=version or task
         )
         return load(folder)
 
@@ -82,7 +82,7 @@ def test_test_questions_are_judged_where_their_answers_are_known(built):
 
 
 def test_what_does_not_fit_is_refused(built, tmp_path):
-    with pytest.raises(ValueError, match="is of LaMP_3, not of LaMP_2"):
+    with pytest.raises(ValueError, match="is of LaMP_3; name it as the version, not 'LaMP_2'"):
         built("LaMP_3", "LaMP_2", dev=questions("LaMP_3", [[0]]))
     with pytest.raises(ValueError, match="lamp reads a folder in LaMP's layout"):
         builders.build("lamp", source=None, data_dir=tmp_path)

@@ -73,7 +73,11 @@ def test_every_form_tells_the_same(tmp_path, task, form):
 
 def test_a_built_set_asks_and_knows(tmp_path):
     write(tmp_path / "raw", "LongLaMP_3", "parquet")
-    data = load(builders.build("lamp", source=tmp_path / "raw", data_dir=tmp_path / "data"))
+    data = load(
+        builders.build(
+            "lamp", source=tmp_path / "raw", data_dir=tmp_path / "data", version="LongLaMP_3"
+        )
+    )
     assert data.users[:4] == ("train/0", "train/1", "train/2", "dev/0")
     task = TASKS["LongLaMP_3"](data)
     assert task.ask(data.offsets[:0], 2) == (INPUTS["LongLaMP_3"], "said")

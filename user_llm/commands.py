@@ -10,7 +10,7 @@ import numpy as np
 
 from user_llm import stages
 from user_llm import sweep as sweeps
-from user_llm.config import Experiment, Sweep
+from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
 from user_llm.data.dataset import load
 from user_llm.evaluation import (
@@ -70,7 +70,7 @@ def run(
     if verb != "run":
         return
     evaluate(folder)
-    if experiment.finetune.steps and experiment.system.remembers and not experiment.system.told:
+    if experiment.finetune.steps and inference_benchmark.measurable(made):
         print(inference_table.first_table(inference_benchmark.first_tokens(Run.open(folder))))
     write_report(folder)
     if record:
@@ -225,11 +225,18 @@ def store(made: Run, config: str, command: str = "") -> None:
             device=judged["device"],
             seconds=round(seconds, 1),
             seed=experiment.seed,
-            dataset="_".join(filter(None, (experiment.data.name, experiment.data.version))),
+            dataset=dataset(experiment.data),
             protocol=experiment.data.protocol,
             metrics=row["metrics"] | row.get("cost", {}),
         )
         records.add(record, Path(config).parent)
+
+
+def dataset(data: DataConfig) -> str:
+    """What a record calls a data set."""
+    of = data.made_from
+    made = ("of", of.name, of.version) if of else ()
+    return "_".join(filter(None, (data.name, data.version, *made)))
 
 
 def zoo(items: int) -> None:

@@ -518,7 +518,7 @@ class EvaluationConfig(Config):
         "shuffled_memory",
     )
     text_history: PositiveInt = 10  # events in the text prompt of the baseline of that name
-    text_tokens: PositiveInt = 512  # of its training rows at most; the oldest events go first
+    text_tokens: PositiveInt = 512  # of its training rows at most; what comes first goes first
 
 
 class Experiment(Config):
@@ -555,6 +555,16 @@ class Experiment(Config):
             raise ValueError(
                 f"finetune.history={shown} is more than the encoder.window={window} events that it "
                 "was made for; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_question(self):
+        tasks = set(self.finetune.tasks)
+        if self.data.name == "lamp" and self.finetune.steps and tasks != {self.data.version}:
+            raise ValueError(
+                f"finetune.tasks asks {', '.join(sorted(tasks))} of LaMP's data, whose users ask "
+                f"data.version={self.data.version!r} alone; set both to the task of its files"
             )
         return self
 

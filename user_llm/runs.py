@@ -184,7 +184,7 @@ class Run:
             texts[zlib.crc32(text.encode()) < model.held_out * 2**32].append(text)
         return Texts(texts[False], texts[True])
 
-    @property
+    @cached_property
     def language_model_run(self) -> "Run | None":
         """The run whose language model this one's is.
 
@@ -201,7 +201,17 @@ class Run:
                 f"language_model.from_run={model.from_run}: its fine-tuned decoder has parts that "
                 "a plain one lacks; name a run without cross-attention and adapters"
             )
+        self.share(lender)
         return lender
+
+    def share(self, other: "Run") -> None:
+        """Lends another run what both have alike and is slow to make: mesh and data set."""
+        mine, theirs = self.experiment, other.experiment
+        if mine.mesh == theirs.mesh:
+            other.mesh = self.mesh
+        clocks = (mine.encoder.reads_clock, theirs.encoder.reads_clock)
+        if mine.data == theirs.data and clocks[0] == clocks[1]:
+            other.dataset = self.dataset
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -317,10 +327,17 @@ def made_questions(source: SourceConfig, task: str, data_dir: Path) -> Path:
 
 
 def opened(data: DataConfig, folder: Path, *, clock: bool = False) -> Dataset:
-    """A built data set as its config asks for it."""
+    """A built data set as its config asks for it, without a text encoder's vectors.
+
+    Raises:
+      ValueError: as `load`, or of the features nothing but those vectors is to be read.
+    """
+    features = tuple(name for name in data.features if name != TEXT_VECTOR)
+    if data.features and not features:
+        raise ValueError(f"data.features names {TEXT_VECTOR} alone; name a feature of events too")
     return load(
         folder,
-        features=data.features,
+        features=features,
         first_users=data.first_users,
         min_count=data.fewest,
         clock=clock,

@@ -101,8 +101,11 @@ def grown(run: Run, fresh: Params) -> Params:
 
 def encoder(run: Run) -> Params:
     """The trained encoder of this run, or of the run that its experiment names."""
-    other = run.experiment.encoder_from
-    return pretrain(Run.open(Path(other), run.data_dir) if other else run)
+    if not (folder := run.experiment.encoder_from):
+        return pretrain(run)
+    other = Run.open(Path(folder), run.data_dir)
+    run.share(other)
+    return pretrain(other)
 
 
 def trained_encoder(run: Run) -> Params:
@@ -211,7 +214,7 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
     """The system of that name, from what the stages before have trained."""
     system, config = run.systems[name], run.experiment.finetune
     make_model = run.make_model(system)
-    source = training_examples(run, name)
+    source = training_examples(run, name, drop=config.drop_history)
 
     def given(random: Params) -> Params:
         aligned = system.remembers and run.experiment.align.steps
@@ -305,7 +308,12 @@ def examples(
 
 
 def training_examples(
-    run: Run, name: str, only: type[Task] | None = None, *, history: int | None = None
+    run: Run,
+    name: str,
+    only: type[Task] | None = None,
+    *,
+    history: int | None = None,
+    drop: float = 0.0,
 ) -> pipeline.Examples:
     """The same about every training event that has another before it; of all tasks, or `only` one.
 
@@ -315,7 +323,6 @@ def training_examples(
     targets = timelines.training_targets(stops, data.offsets)
     asked = {only(data, run.experiment.data.noun, stops): 1.0} if only else tasks(run, data, stops)
     targets = targets[fitting(asked, targets)]
-    drop = run.experiment.finetune.drop_history
     return examples(run, name, targets, data=data, asked=asked, history=history, drop=drop)
 
 

@@ -2,7 +2,7 @@
 
 USER_LLM_DATA=... user-llm sweep configs/lamp/personas.py --record
 
-Two data sets that are made of others (`user-llm data lamp-from-reviews` writes the same files):
+Two data sets in LaMP's layout that are made of others (see `user-llm data lamp-from-reviews`):
 `ratings`, the stars of a review (LaMP-3) of Musical Instruments, and `tags`, the first genre of a
 film by its plot (LaMP-2) of MovieLens 1M. A small language model is taught the questions without
 profiles first (`taught`); every row begins with it and learns from as many examples. Told of a
@@ -93,8 +93,8 @@ def table(
     seeds: int = SEEDS,
     runs: str = RUNS,
     variants: bool = True,
-    steps: int = 200,
-    taught: int = 1200,
+    steps: int = 120,
+    taught: int = 600,
     pretrained: int = 200,
     tokens: tuple[int, int] = (160, 320),  # of a row without and with a profile in words
     users: int = 0,

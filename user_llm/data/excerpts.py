@@ -13,8 +13,8 @@ def choose(
     """The places of at most `count` of a user's texts, which come oldest first.
 
     `recency`: the newest, and `random` ones, in the texts' order. `bm25`: those most like the
-    query, the best first, by whitespace's words (as LaMP's authors cut them, arXiv 2304.11406);
-    without a word in common, the first ones.
+    query by whitespace's words (as LaMP's authors cut them, arXiv 2304.11406), the best one last,
+    where a prompt that is too long is not cut; without a word in common, the first ones.
 
     Raises:
       ValueError: `bm25` is asked for, and its package is not installed.
@@ -36,4 +36,4 @@ def choose(
     index = BM25()
     index.index(corpus, show_progress=False)
     places, _ = index.retrieve([words], k=count, show_progress=False)
-    return places[0].tolist()
+    return places[0, ::-1].tolist()

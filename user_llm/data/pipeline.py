@@ -210,9 +210,11 @@ class Examples:
         """Those of a history's events that the prompt spells out."""
         if not self.text_history:
             return events[:0]
-        texts = [self.dataset.review(e) or task.called(e) for e in events.tolist()]
-        query, count = task.present(target), self.text_history
-        return events[choose(texts, query, self.retrieval, count, seed=target)]
+        texts, query = [""] * len(events), ""
+        if self.retrieval == "bm25":
+            texts = [self.dataset.review(e) or task.called(e) for e in events.tolist()]
+            query = task.present(target)
+        return events[choose(texts, query, self.retrieval, self.text_history, seed=target)]
 
     def _draw(self, target: int, seed: int) -> Task:
         drawn = np.searchsorted(self.shares, np.random.default_rng(seed).random())

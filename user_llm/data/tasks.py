@@ -65,9 +65,7 @@ class Task(ABC):
 
     def told(self, prompt: str, events: Indices) -> str:
         """A prompt with what these events of the history tell before it."""
-        return (
-            history_text(self.dataset, events, self.name == "review_generation", self.noun) + prompt
-        )
+        return history_text(self.dataset, events, noun=self.noun) + prompt
 
     def called(self, event: int) -> str:
         """The title of an event's item; the noun, where it has none."""
@@ -162,6 +160,9 @@ class ReviewGeneration(Task):
 
     def present(self, target: int) -> str:
         return self.called(target)
+
+    def told(self, prompt: str, events: Indices) -> str:
+        return history_text(self.dataset, events, reviews=True, noun=self.noun) + prompt
 
 
 class LaMPTask(Task):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from user_llm.config import EVENT_TIME
+from user_llm.config import EVENT_TIME, TEXT_VECTOR
 from user_llm.data import tables
 from user_llm.data.dataset import Dataset, clock_columns, encode_events
 
@@ -81,6 +81,11 @@ def _grouped(
         if (early := np.flatnonzero(asked < times[offsets[1:] - 1])).size:
             name = names[early[0]]
             raise ValueError(f"user {name!r} is asked before the last event; drop what comes later")
+    if TEXT_VECTOR in dataset.features:
+        raise ValueError(
+            "events of this data set have a text encoder's vectors of their reviews, made when it "
+            "is opened; further events have none, so add them to the data set"
+        )
     encoded = encode_events(dataset.schema, dataset.vocabularies, columns, offsets)
     if EVENT_TIME in dataset.features:
         origin = int(dataset.times[0]) - int(dataset.features[EVENT_TIME][0])

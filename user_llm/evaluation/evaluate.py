@@ -138,7 +138,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         for group, (task, events) in groups.items():
             if name == "user_llm" and isinstance(task, LaMPTask):
                 submit(run, system, task, events, answers[name][group])
-        if "next_item" in groups:
+        if "next_item" in groups and "persona" not in system.config.streams:
             costs[name] = cost(run, system, *groups["next_item"])
         remembers = name == "user_llm" and run.systems[name].remembers
         if remembers and "shuffled_memory" in judged.baselines:

@@ -88,6 +88,13 @@ def first_tokens(run: Run) -> dict[str, Any]:
     return result
 
 
+def measurable(run: Run) -> bool:
+    """Whether a run's system reads a timeline's memory alone, and is asked of timelines."""
+    system = run.experiment.system
+    alone = system.streams == ("timeline",) and system.remembers and not system.told
+    return alone and run.dataset.asked is None
+
+
 def benchmark(
     folder: Path,
     *,
@@ -110,10 +117,11 @@ def benchmark(
         could not do its work; or our answers begin otherwise than the peer's, which in float32 they
         must not.
     """
-    if run and (run.experiment.system.told or not run.experiment.system.remembers):
+    if run and not measurable(run):
         raise ValueError(
-            f"the system of {run.folder} does not read a memory alone, to be measured beside text; "
-            "take a run with system.streams, a system.fusion and without text"
+            f"the system of {run.folder} does not read a timeline's memory alone, to be measured "
+            'beside text; take a run of timelines with system.streams=("timeline",), a '
+            "system.fusion and without text"
         )
     started, device = os.getloadavg(), platform()
     dtype = "float32" if device == "cpu" else "bfloat16"

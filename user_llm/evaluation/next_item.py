@@ -54,7 +54,11 @@ def encoder_ranker(
     mesh: Mesh,
     batch_size: int = 64,
 ) -> Callable[[dict], Int[np.ndarray, " N"]]:
-    """A function of an encoder's parameters: the rank of each target event's item."""
+    """A function of an encoder's parameters: the rank of each target event's item.
+
+    Among those that the user has not had; where users ask something, and items are the labels that
+    they give, among all.
+    """
     ask = asker(make_encoder, dataset, targets, mesh=mesh, batch_size=batch_size)
 
     def call(params: dict) -> np.ndarray:
@@ -67,7 +71,10 @@ def encoder_ranker(
             order = np.argsort(targets - dataset.offsets[user_of(targets, dataset.offsets)])
             for piece, length in chunks(order, USERS):
                 chosen = targets[piece]
-                inputs = (queries[piece], seen_lists(dataset, chosen), dataset.item[chosen])
+                seen = seen_lists(dataset, chosen)
+                if dataset.asked is not None:
+                    seen = np.zeros_like(seen[:, :1])
+                inputs = (queries[piece], seen, dataset.item[chosen])
                 placed = jax.device_put(inputs, batch_sharding(mesh))
                 ranks = rank(placed[0], table, *placed[1:], tile=min(TILE, len(table)))
                 found.append(np.asarray(ranks)[:length])

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from user_llm.data.lamp import KINDS
 from user_llm.evaluation import charts, metrics
 from user_llm.evaluation.charts import Number
 from user_llm.files import write_atomically
@@ -30,7 +31,7 @@ MEANINGS = {
     "language_model": "the LLM before it met users",
     "encoder": "the pre-trained user encoder alone",
     "popularity": "what is most popular",
-    "past": "the category that the user liked most so far",
+    "past": "the category that the user liked most so far, or their usual label",
     "oracle": "knows the user’s true tastes: a bound",
 }
 STAGES = {
@@ -47,7 +48,13 @@ CHIEF = {
     "test/rating_prediction": "mae",
     "test/review_generation": "rouge_l",
     "test/text": "bits_per_byte",
+    **{
+        f"test/{name}": "mae" if name == "LaMP_3" else "accuracy" if kind.labels else "rouge_l"
+        for name, kind in KINDS.items()
+    },
 }
+# Tasks whose answers are free text, neither right nor wrong.
+WRITTEN = {"review_generation", *(name for name, kind in KINDS.items() if not kind.labels)}
 DEEDS = {
     "test/next_item/recall_at_1": "names the next item first",
     "test/next_item/recall_at_10": "has the next item among its first ten",
@@ -316,7 +323,7 @@ def _user(user: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     """One question with what each system said, and whether that was right where it can be."""
     wanted = str(answer.get("target", ""))
-    choice = answer["task"] != "review_generation"
+    choice = answer["task"] not in WRITTEN
 
     def right(said: str) -> bool:
         return choice and said.strip().casefold() == wanted.strip().casefold()

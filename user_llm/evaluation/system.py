@@ -116,11 +116,17 @@ class System:
         return Answers(texts, *stacked)
 
     def prompts(self, texts: list[str], catalog: Catalog | None = None) -> list[list[int]]:
-        """Tokens that leave room for an answer; the oldest go, but for the first one."""
+        """Tokens that leave room for an answer, no more than training's rows; the oldest go first.
+
+        But for the very first one.
+        """
         most = self.run.decoder_config.max_position_embeddings
         longest = len(catalog.fans) if catalog else 0
         answer = max(longest, self.run.experiment.evaluation.max_new_tokens)
-        room = most - self.config.prefix - answer
+        experiment = self.run.experiment
+        told = self.config.told
+        row = experiment.evaluation.text_tokens if told else experiment.finetune.max_tokens
+        room = min(row, most - self.config.prefix - answer)
         prompts = self.run.tokenizer.prompts(texts)
         return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
 

@@ -105,15 +105,14 @@ def write(
     known = {digest for path in _files(folder) for digest in _read(path, vectorizer.width)[0]}
     wanted = {digest(text): text for text in texts}
     new = [text for key, text in wanted.items() if key not in known]
-    first = len(_files(folder))
     with tqdm(total=len(wanted), initial=len(wanted) - len(new), desc="texts", unit="text") as bar:
-        for number, start in enumerate(range(0, len(new), size), first):
+        for start in range(0, len(new), size):
             some = new[start : start + size]
             pieces = []
             for at in range(0, len(some), piece := 16 * vectorizer.rows):
                 pieces.append(vectorizer(some[at : at + piece]))
                 bar.update(len(pieces[-1]))
-            write_whole(folder / _name(number), partial(_write, some, np.concatenate(pieces)))
+            write_whole(folder / _name(some), partial(_write, some, np.concatenate(pieces)))
     return len(new)
 
 
@@ -124,13 +123,16 @@ def of(
 
     Each encoder has a folder of its own within `folder`.
     """
-    vectorizer = TextVectorizer(encoder, mesh)
-    own = folder / fingerprint(vectorizer.params)[:8]
-    write(vectorizer, filter(None, texts), own)
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in encoder.rglob("*") if path.is_file()):
+        hashed.update(path.name.encode() + path.read_bytes())
+    own, there = folder / hashed.hexdigest()[:8], [row for row, text in enumerate(texts) if text]
+    said = [texts[row] for row in there]
+    if not (own / "index.json").is_file() or not TextVectors(own).has(said):
+        write(TextVectorizer(encoder, mesh), said, own)
     kept = TextVectors(own)
     found = np.zeros((len(texts), kept.width), np.float32)
-    there = [row for row, text in enumerate(texts) if text]
-    found[there] = kept.vectors[kept.rows([texts[row] for row in there])]
+    found[there] = kept.vectors[kept.rows(said)]
     return found
 
 
@@ -157,6 +159,10 @@ class TextVectors:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def has(self, texts: Iterable[str]) -> bool:
+        """Whether there is a vector of each text."""
+        return all(digest(text) in self._rows for text in texts)
+
     def rows(self, texts: Sequence[str]) -> Int[np.ndarray, " N"]:
         """Where in `vectors` each text's stands.
 
@@ -177,8 +183,10 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _name(number: int) -> str:
-    return f"vectors-{number:05d}.array_record"
+def _name(texts: Sequence[str]) -> str:
+    """By what it holds, so that processes side by side do not write over each other's."""
+    whole = hashlib.sha256(b"".join(map(digest, texts))).hexdigest()
+    return f"vectors-{whole[:16]}.array_record"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -82,6 +82,9 @@ class PersonaProjector(nnx.Module):
         self.width = width
         self.up_proj = Linear(inputs, width, ("embed", "mlp"), bias=True, rngs=rngs)
         self.down_proj = Linear(width, tokens * width, ("mlp", "embed"), bias=True, rngs=rngs)
+        # Alone it is the token of who has no past text, and nothing has no direction.
+        init = nnx.initializers.normal(0.02)
+        self.down_proj.bias = nnx.Param(init(rngs.params(), (tokens * width,)), **axes("embed"))
 
     def __call__(
         self, x: Float[Array, "B H E"], weights: Float[Array, "B H"]

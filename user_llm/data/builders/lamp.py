@@ -19,7 +19,7 @@ SCHEMA = TimelineSchema(features=(Categorical(name="item"), Text(name="words", c
 
 
 class LaMP(TimelineBuilder, skip_registration=True):
-    """A folder in LaMP's or LongLaMP's layout; the version is the task, if given.
+    """A folder in LaMP's or LongLaMP's layout; the version is the task.
 
     A user is a question, named `SPLIT/ID`, and their events are its profile's entries, by date
     where they have one, else in the order of the file. What an entry is about is its review, and
@@ -42,8 +42,8 @@ class LaMP(TimelineBuilder, skip_registration=True):
         assert source is not None, "`files` refuses that"
         official = any((source / f"{split}_questions.json").is_file() for split in lamp.SPLITS)
         task, splits = (lamp if official or not longlamp.files(source) else longlamp).read(source)
-        if version and version != task:
-            raise ValueError(f"{source} is of {task}, not of {version}; name that, or none")
+        if version != task:
+            raise ValueError(f"{source} is of {task}; name it as the version, not {version!r}")
         kind = KINDS[task]
         asked = [(split, question) for split, some in splits.items() for question in some]
         undated = sum(not all(map(_day, question.profile)) for _, question in asked)
