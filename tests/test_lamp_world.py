@@ -86,8 +86,8 @@ def test_every_row_of_the_table_is_told_the_same_questions(tmp_path, reader, mes
             seeds=1,
             runs="runs/world",
             variants=False,
-            steps=60,
-            taught=700,
+            steps=20,
+            taught=350,
             pretrained=30,
             tokens=(64, 128),
         )
