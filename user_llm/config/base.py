@@ -1,0 +1,36 @@
+"""What every part of an experiment is, and the words that several of them share."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """The base of every part: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Dtype = Literal["float32", "bfloat16"]
+Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time", "by_file"]
+EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
+Strategy = Literal["full", "encoder", "lora", "projection"]
+Fusion = Literal["cross_attention", "soft_prompt", "none"]
+Stream = Literal["timeline", "persona"]
+Retrieval = Literal["recency", "random", "bm25"]
+Task = Literal[
+    "next_item",
+    "favorite_category",
+    "future_favorite_category",
+    "rating_prediction",
+    "review_generation",
+    "LaMP_1",
+    "LaMP_2",
+    "LaMP_3",
+    "LaMP_4",
+    "LaMP_5",
+    "LaMP_7",
+    "LongLaMP_2",
+    "LongLaMP_3",
+    "LongLaMP_4",
+]
