@@ -48,7 +48,12 @@ SETS: dict[str, tuple[Task, SourceConfig]] = {
     "tags": (
         "LaMP_2",
         SourceConfig(
-            name="movielens", version="1m", source="ml-1m", first_users=600, profile=32, questions=4
+            name="movielens",
+            version="1m",
+            source="ml-1m",
+            first_users=1500,
+            profile=24,
+            questions=3,
         ),
     ),
 }
@@ -93,7 +98,7 @@ def table(
     seeds: int = SEEDS,
     runs: str = RUNS,
     variants: bool = True,
-    steps: int = 120,
+    steps: int = 150,
     taught: int = 600,
     pretrained: int = 200,
     tokens: tuple[int, int] = (160, 320),  # of a row without and with a profile in words
@@ -108,6 +113,8 @@ def table(
         tasks={task: 1.0},
         history=32,
         max_tokens=tokens[0],
+        validate_every=taught
+        // 6,  # who has learned the questions by heart teaches a persona nothing
         checkpoint_every=100,
     )
     judged = EvaluationConfig(
@@ -156,7 +163,10 @@ def table(
                 finetune=finetune.model_copy(
                     update={
                         "steps": steps,
-                        "optim": optim.model_copy(update={"learning_rate": 3e-4}),
+                        "validate_every": steps // 3,
+                        "optim": optim.model_copy(
+                            update={"learning_rate": 1e-3 if remembers else 3e-4}
+                        ),
                         "drop_history": 0.5 if remembers else 0.0,
                     }
                 ),

@@ -66,14 +66,18 @@ class UserLLM(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        check(system, text_encoder)
+        check(system)
         self.system, width = system, decoder.hidden_size
         streams, projectors = {}, {}
         if "timeline" in system.streams:
             timeline = ENCODERS[encoder.kind](encoder, features, items, rngs=rngs)
             streams["timeline"] = TimelineStream(timeline, system.perceiver, rngs=rngs)
             projectors["timeline"] = Projector(streams["timeline"].width, width, rngs=rngs)
-        if "persona" in system.streams and text_encoder:
+        if "persona" in system.streams:
+            if text_encoder is None:
+                raise ValueError(
+                    "the persona stream compares texts; give it their encoder's config"
+                )
             streams["persona"] = PersonaStream(system.persona, text_encoder, width, rngs=rngs)
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
         self.decoder = Decoder(
@@ -154,7 +158,7 @@ class UserLLM(nnx.Module):
         return self.speaker().logits(self.hidden(batch))
 
 
-def check(system: SystemConfig, text_encoder: TextEncoderConfig | None = None) -> None:
+def check(system: SystemConfig) -> None:
     """Refuses settings that contradict each other.
 
     Raises:
@@ -172,8 +176,6 @@ def check(system: SystemConfig, text_encoder: TextEncoderConfig | None = None) -
         raise ValueError(
             f"item_tokens are made by a timeline's encoder; streams={system.streams} has none"
         )
-    if "persona" in system.streams and text_encoder is None:
-        raise ValueError("the persona stream compares texts; give it the text encoder that does so")
     if system.streams and not system.remembers and not system.item_tokens:
         raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")
 
