@@ -125,7 +125,7 @@ def test_a_persona_knows_what_is_asked(made):
     assert lengths.tolist() == [len(ids) for ids in wanted]
     assert [INPUTS["LaMP_3"], OUTPUTS["LaMP_3"]] == [*task.ask(targets[:0], int(targets[0]))]
     assert batch["events"]["text_vector"].shape == (2, EXPERIMENT.finetune.history, 33)
-    told = stages.training_examples(run, "user_llm")
+    told = stages.training_examples(run, "user_llm", drop=0.5)
     assert sorted(told.targets.tolist()) == targets.tolist()
     shown = [told.batch(np.array([0]), np.array([s]))["segments"].sum() for s in range(40)]
     assert {2, 3, 4} >= set(map(int, shown)) and len(set(shown)) > 1  # parts of four are left out
