@@ -119,8 +119,8 @@ def benchmark(
     """
     if run and not measurable(run):
         raise ValueError(
-            f"the system of {run.folder} does not read a timeline's memory alone, to be measured "
-            'beside text; take a run of timelines with system.streams=("timeline",), a '
+            f"the system of {run.folder} does not read a memory alone, and of a timeline, to be "
+            'measured beside text; take a run of timelines with system.streams=("timeline",), a '
             "system.fusion and without text"
         )
     started, device = os.getloadavg(), platform()
