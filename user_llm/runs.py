@@ -366,7 +366,7 @@ def text_encoder_folder(name: str) -> Path:
     Raises:
       ValueError: there is neither.
     """
-    if find_spec(name) if name.isidentifier() else None:
+    if name.isidentifier() and find_spec(name):
         return Path(import_module(name).get_model_path())
     if not (folder := data_path(name)).is_dir():
         raise ValueError(
