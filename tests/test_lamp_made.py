@@ -77,6 +77,17 @@ def test_the_verb_writes_the_official_layout(tmp_path, capsys):
     assert read(out) == ("LaMP_3", from_timelines(load(folder), "LaMP_3"))
 
 
+def test_the_verb_takes_the_profiles_length_and_the_questions_of_a_user(tmp_path, capsys):
+    folder = builders.build("world", source=None, data_dir=tmp_path, users=30)
+    asked = ["data", "lamp-from-reviews", str(folder), "--out", str(tmp_path / "lamp")]
+    assert main([*asked, "--profile", "4", "--questions", "3"]) == 0
+    assert read(tmp_path / "lamp")[1] == from_timelines(
+        load(folder), "LaMP_3", profile=4, questions=3
+    )
+    assert main([*asked, "--profile", "0"]) == 2
+    assert "profile=0" in capsys.readouterr().err
+
+
 def test_reviews_of_2014_give_their_summaries(data_folder, tmp_path):
     source = data_folder / "amazon-musical-instruments"
     data = load(builders.build("amazon_reviews", source=source, data_dir=tmp_path, version="2014"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,14 +44,14 @@ def experiment(task, source, reader, system, **parts):
 
 @pytest.fixture
 def made(tmp_path, mesh, encoder):  # noqa: F811
-    """Makes runs on official folders: two questions train, two are `dev`, two silent tests."""
+    """Makes runs on official folders: two questions train, two are `dev`, two tests, or silent."""
 
-    def run(task, system, **parts):
+    def run(task, system, answered=False, **parts):
         source = tmp_path / task
-        silent = questions(task, [[0, 1, 2], [2]], output=False)
+        asked = questions(task, [[0, 1, 2], [2]], output=answered)
         splits = {"train": [[0, 1, 2, 3], [1]], "dev": [[0, 1], [3, 2, 1]]}
         known = {split: questions(task, ages) for split, ages in splits.items()}
-        lamp.write(source, task, known | {"test": silent})
+        lamp.write(source, task, known | {"test": asked})
         of = experiment(task, source, encoder, system, **parts)
         run = Run(of, tmp_path / "run", tmp_path / "data")
         run.mesh = mesh()
@@ -108,9 +109,15 @@ def test_the_frozen_decoder_stays_bit_for_bit_and_the_rest_moves(made):
     ids=["crossed", "beside a timeline", "mean", "bm25", "timeline"],
 )
 def test_what_a_persona_is_compared_with_runs_too(made, system):
-    run = made("LaMP_2", system)
+    run = made("LaMP_2", system, answered=True)
     rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
-    assert 0 <= rows["user_llm"]["test/LaMP_2/accuracy"] <= 1
+    source = Path(run.experiment.data.source)
+    given, right = (
+        {gold["id"]: gold["output"] for gold in json.loads(file.read_text())["golds"]}
+        for file in (run.folder / "test_outputs.json", source / "test_outputs.json")
+    )
+    hits = [given[name] == output for name, output in right.items()]
+    assert rows["user_llm"]["test/LaMP_2/accuracy"] == sum(hits) / len(hits)
     assert ("shuffled_memory" in rows) == bool(run.experiment.system.streams)
 
 

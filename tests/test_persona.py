@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from user_llm.config import TEXT_VECTOR, PersonaConfig, TextEncoderConfig
+from user_llm.config import TEXT_VECTOR, FeatureConfig, PersonaConfig, TextEncoderConfig
 from user_llm.models.streams import PersonaStream
 
 WIDTH, DECODER = 16, 24
@@ -24,11 +24,12 @@ TEXT = TextEncoderConfig(
     max_tokens=12,
     pooling="cls",
 )
+ITEM = FeatureConfig(name="item", kind="categorical", size=7)
 LENGTH = jnp.float32(3.5)
 
 
 def make(config, seed=0):
-    return models_made.random_model(partial(PersonaStream, config, TEXT, DECODER), seed)
+    return models_made.random_model(partial(PersonaStream, config, TEXT, DECODER, ITEM), seed)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,9 @@ def batch():
         "tokens": rng.integers(1, 50, (4, 9)).astype(np.int32),
         "mask": np.arange(9) < np.array([[9], [3], [5], [7]]),
     }
+    column = np.concatenate([vectors, there[..., None]], 2, dtype=np.float32)
     told = {
-        "events": {TEXT_VECTOR: np.concatenate([vectors, there[..., None]], 2, dtype=np.float32)},
+        "events": {TEXT_VECTOR: column, "item": rng.integers(0, 7, (4, 5)).astype(np.int32)},
         "segments": (np.arange(5) < np.array([[5], [2], [2], [0]])).astype(np.int32),
         "present": present,
     }
@@ -75,6 +77,7 @@ def plain(stream, batch):
     rows = []
     for user in range(4):
         past = vectors[user][there[user]]
+        labels = np.asarray(batch["events"]["item"])[user][there[user]]
         tokens = np.zeros((config.tokens, DECODER))
         if not len(past):
             tokens += params["projector"]["down_proj"]["bias"].reshape(-1, DECODER)
@@ -83,8 +86,9 @@ def plain(stream, batch):
             if stream.text_encoder is not None:
                 scores = np.exp(past @ present[user] / temperature)
                 shares = scores / scores.sum()
-            for share, vector in zip(shares, past, strict=True):
-                tokens += share * proj("projector", vector)
+            for share, vector, label in zip(shares, past, labels, strict=True):
+                known = params["labels"][label] if config.labels else 0
+                tokens += share * proj("projector", vector + known)
         if config.instruction:
             instruction = proj("instruction_projector", params["instruction"])
             instruction = instruction if config.matched else instruction / 7.0
@@ -103,8 +107,9 @@ def plain(stream, batch):
         PersonaConfig(),
         PersonaConfig(tokens=3, instruction=False),
         PersonaConfig(weights="mean"),
+        PersonaConfig(labels=True),
     ],
-    ids=["paper", "ours", "several tokens", "mean"],
+    ids=["paper", "ours", "several tokens", "mean", "labels"],
 )
 def test_the_stream_is_the_papers_formulas(batch, config):
     stream = make(config)
@@ -118,7 +123,7 @@ def test_a_past_text_that_is_like_the_present_one_counts_more(batch):
     stream = make(PersonaConfig(temperature=0.05, learned_temperature=False))
     present = stream.text_encoder(**batch["present"])
     like = batch["events"][TEXT_VECTOR].at[:, 1, :-1].set(present)
-    told = batch | {"events": {TEXT_VECTOR: like}}
+    told = batch | {"events": batch["events"] | {TEXT_VECTOR: like}}
     weights = stream.weights(told)
     assert (np.asarray(weights[:2, 1]) > 0.9).all()
     blunt = make(PersonaConfig.paper()).weights(told)
@@ -126,16 +131,19 @@ def test_a_past_text_that_is_like_the_present_one_counts_more(batch):
 
 
 def test_what_is_padding_changes_nothing(batch):
-    stream = make(PersonaConfig())
+    stream = make(PersonaConfig(labels=True))
     there = (batch["segments"] > 0)[..., None]
-    other = {TEXT_VECTOR: jnp.where(there, batch["events"][TEXT_VECTOR], 9.0)}
+    other = {
+        TEXT_VECTOR: jnp.where(there, batch["events"][TEXT_VECTOR], 9.0),
+        "item": jnp.where(there[..., 0], batch["events"]["item"], 6),
+    }
     for mine, theirs in zip(
         run(stream, batch | {"events": other}), run(stream, batch), strict=True
     ):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
-@pytest.mark.parametrize("config", [PersonaConfig.paper(), PersonaConfig()])
+@pytest.mark.parametrize("config", [PersonaConfig.paper(), PersonaConfig(labels=True)])
 def test_gradients_reach_all_parameters_and_no_vector(batch, config):
     graphdef, state = nnx.split(make(config))
 

@@ -353,6 +353,20 @@ def _parser() -> argparse.ArgumentParser:
         default="LaMP_3",
         help="a film's genre, a review's stars or its summary (default: %(default)s)",
     )
+    made.add_argument(
+        "--profile",
+        type=int,
+        default=512,
+        metavar="N",
+        help="entries of a profile, the newest (default: %(default)s)",
+    )
+    made.add_argument(
+        "--questions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of a user for training at most (default: %(default)s)",
+    )
     made.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
     return parser
 

@@ -307,9 +307,9 @@ def data_inspect(folder: Path) -> None:
     print(inspect.describe(folder))
 
 
-def lamp_from_reviews(folder: Path, task: str, out: Path) -> None:
+def lamp_from_reviews(folder: Path, task: str, profile: int, questions: int, out: Path) -> None:
     """Writes a set in LaMP's shape, made of a built data set, and tells its sizes."""
-    made = lamp_made.from_timelines(load(folder), task)
+    made = lamp_made.from_timelines(load(folder), task, profile=profile, questions=questions)
     lamp.write(out, task, made)
-    sizes = ", ".join(f"{len(questions)} of {split}" for split, questions in made.items())
+    sizes = ", ".join(f"{len(asked)} of {split}" for split, asked in made.items())
     print(f"{out}: {task}, questions: {sizes}")

@@ -355,7 +355,7 @@ def split(config: DataConfig, data: Dataset) -> timelines.Split:
         if data.asked is None:
             raise ValueError(f'protocol "by_file" is of LaMP\'s data, and {config.name} is not')
         answered = [bool(data.asked.outputs[last]) for last in (data.offsets[1:] - 1).tolist()]
-        named = [user.partition("/")[0] for user in data.users]
+        named = [lamp.asker(user)[0] for user in data.users]
         parts = [part if known else "" for part, known in zip(named, answered, strict=True)]
     return timelines.split(config, data.offsets, data.times, data.item, parts)
 

@@ -249,6 +249,7 @@ class PersonaConfig(Config):
     learned_temperature: bool = True
     tokens: PositiveInt = 1  # that the past texts become
     instruction: bool = True  # a token that is the same for everyone stands before them
+    labels: bool = False  # what past texts are labelled with, their events' item, joins them
     matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
     query: str = ""  # what the present text is read after, such as BGE's instruction for queries
     query_tokens: PositiveInt = 256  # of the present text with it, at most

@@ -189,6 +189,17 @@ def refuse(folder: Path, problems: Sequence[str]) -> None:
         raise ValueError(f"{folder} is not as LaMP's files are: {told}{more}")
 
 
+def user(split: str, id: str) -> str:
+    """What a question is called among a data set's users."""
+    return f"{split}/{id}"
+
+
+def asker(user: str) -> tuple[str, str]:
+    """The split and the id of the question that is called so."""
+    split, _, id = user.partition("/")
+    return split, id
+
+
 def labels(task: str, outputs: Iterable[str]) -> tuple[str, ...]:
     """All possible answers of a task; none where the answer is free text.
 

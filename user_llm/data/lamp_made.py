@@ -28,8 +28,10 @@ def from_timelines(
       questions: of a user for training at most.
 
     Raises:
-      ValueError: the task cannot be made, or too few events say what it needs.
+      ValueError: the task cannot be made, too few events say what it needs, or too little is asked.
     """
+    if min(profile, questions) < 1:
+        raise ValueError(f"profile={profile} and questions={questions} must be 1 at least")
     if task not in MADE:
         raise ValueError(f"{task} cannot be made from timelines; {', '.join(MADE)} can")
     describe, ask, field = MADE[task]

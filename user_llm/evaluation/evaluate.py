@@ -107,10 +107,10 @@ def submit(run: Run, system: System, task: LaMPTask, judged: np.ndarray, given: 
     """
     data = run.dataset
     last = data.offsets[1:] - 1
-    parts = np.array([user.partition("/")[0] for user in data.users])
+    parts = np.array([lamp.asker(user)[0] for user in data.users])
     split = "test" if (parts == "test").any() else "dev"
     targets = last[parts == split]
-    names = [name.partition("/")[2] for name in asker_ids(run, targets)]
+    names = [lamp.asker(name)[1] for name in asker_ids(run, targets)]
     said = given if np.array_equal(judged, targets) else system.answer(task, targets)
     answers = dict(zip(names, said.texts, strict=True))
     lamp.submit(run.folder / f"{split}_outputs.json", task.name, answers)

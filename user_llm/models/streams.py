@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.config import TEXT_VECTOR, PerceiverConfig, PersonaConfig, TextEncoderConfig
+from user_llm.config import (
+    TEXT_VECTOR,
+    FeatureConfig,
+    PerceiverConfig,
+    PersonaConfig,
+    TextEncoderConfig,
+)
 from user_llm.models.blocks import gelu
 from user_llm.models.encoders.base import Encoder, unit
 from user_llm.models.encoders.text import TextEncoder
@@ -99,11 +105,13 @@ class PersonaStream(nnx.Module):
     """A user's past texts as a token or more, by how like the present text each of them is.
 
     Source: Persona-Plug, arXiv 2409.11901, section 3, and its authors' code. The vectors of past
-    texts are given and never trained; the text encoder that reads the present one is.
+    texts are given and never trained; the text encoder that reads the present one is. Labels are
+    ours: the paper's memory knows what a user wrote, not which stars or tag they gave it.
 
     Args:
       text_encoder: that past texts were embedded by; one like it reads the present text.
       width: the decoder's, in which the tokens are.
+      item: what texts are labelled with, where the config wants labels.
     """
 
     def __init__(
@@ -111,6 +119,7 @@ class PersonaStream(nnx.Module):
         config: PersonaConfig,
         text_encoder: TextEncoderConfig,
         width: int,
+        item: FeatureConfig | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -122,6 +131,13 @@ class PersonaStream(nnx.Module):
             nnx.Param(jnp.log(jnp.full((), config.temperature))) if learned else None
         )
         read = text_encoder.hidden_size
+        self.item = item if config.labels else None
+        init = nnx.initializers.normal(read**-0.5)  # about as long as texts' vectors
+        self.labels = (
+            nnx.Param(init(rngs.params(), (self.item.size, read)), **axes("vocab", "embed"))
+            if self.item
+            else None
+        )
         self.projector = PersonaProjector(read, width, config.tokens, rngs=rngs)
         self.instruction, self.instruction_projector = (
             (
@@ -143,10 +159,13 @@ class PersonaStream(nnx.Module):
             an event, and of the `present` text the `tokens` and their `mask` [B, T].
           length: the mean length of the decoder's embeddings.
         """
-        vectors, _ = self.past(batch)
-        tokens = self.projector(vectors, self.weights(batch))
+        past, _ = self.past(batch)
+        if self.item is not None and self.labels is not None:
+            table = constrain(self.labels[...].astype(past.dtype), "vocab", None)
+            past = past + table[batch["events"][self.item.name]]
+        tokens = self.projector(past, self.weights(batch))
         if self.instruction is not None and self.instruction_projector is not None:
-            one = jnp.ones((1, 1), vectors.dtype)
+            one = jnp.ones((1, 1), past.dtype)
             first = self.instruction_projector(self.instruction[...][None, None], one)
             first = first if self.config.matched else first / PAPER_INSTRUCTION
             first = jnp.broadcast_to(first, (len(tokens), 1, self.width))

@@ -78,7 +78,9 @@ class UserLLM(nnx.Module):
                 raise ValueError(
                     "the persona stream compares texts; give it their encoder's config"
                 )
-            streams["persona"] = PersonaStream(system.persona, text_encoder, width, rngs=rngs)
+            streams["persona"] = PersonaStream(
+                system.persona, text_encoder, width, features[0], rngs=rngs
+            )
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
         self.decoder = Decoder(
             decoder,

@@ -72,7 +72,7 @@ def _timeline(kind: Kind, split: str, question: Question) -> Record:
 
     present = kind.present(question.input)
     record = {
-        "user": f"{split}/{question.id}",
+        "user": lamp.user(split, question.id),
         "item": [*map(labels, entries), labels(None)],
         "timestamp": np.array([*times, times[-1] + 1 if times else 0], np.int64),
         "review": [*map(kind.says, entries), present],
