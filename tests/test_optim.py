@@ -80,3 +80,17 @@ def test_weights_decay_apart_from_their_gradients():
     tx, params = make_optimizer(config, 10), {"a": jnp.array([2.0, -4.0])}
     updates, _ = tx.update({"a": jnp.zeros(2)}, tx.init(params), params)
     np.testing.assert_allclose(updates["a"], [-0.1, 0.2], rtol=1e-6)
+
+
+def test_encoders_move_by_their_share():
+    params = {"streams": {"persona": {"text_encoder": {"w": jnp.ones(3)}, "gain": jnp.ones(3)}}}
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, 4.0) * x, params)
+
+    def moved(**options):
+        tx = make_optimizer(OptimConfig(weight_decay=0.5, **options), 10)
+        return tx.update(grads, tx.init(params), params)[0]["streams"]["persona"]
+
+    whole, slowed = moved(), moved(encoder_rate=0.25)
+    np.testing.assert_array_equal(slowed["gain"], whole["gain"])
+    np.testing.assert_allclose(slowed["text_encoder"]["w"], whole["text_encoder"]["w"] / 4)
+    assert (np.asarray(whole["text_encoder"]["w"]) != 0).all()

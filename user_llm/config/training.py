@@ -11,6 +11,7 @@ class OptimConfig(Config):
     """AdamW with a linear warm-up, then a constant or a cosine rate."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
+    encoder_rate: float = Field(default=1.0, gt=0)  # the share of it that a system's encoders get
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0
     beta1: float = 0.9
