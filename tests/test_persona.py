@@ -65,9 +65,9 @@ def plain(stream, batch):
     config, gelu = stream.config, np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
     if stream.text_encoder is not None:
         present = np.asarray(stream.text_encoder(**batch["present"]))
-    temperature = config.temperature
+    temperatures = config.temperatures
     if config.learned_temperature and stream.text_encoder is not None:
-        temperature = np.exp(params["log_temperature"])
+        temperatures = np.exp(params["log_temperature"])
 
     def proj(name, x):
         own = params[name]
@@ -78,17 +78,19 @@ def plain(stream, batch):
     for user in range(4):
         past = vectors[user][there[user]]
         labels = np.asarray(batch["events"]["item"])[user][there[user]]
-        tokens = np.zeros((config.tokens, DECODER))
-        if not len(past):
-            tokens += params["projector"]["down_proj"]["bias"].reshape(-1, DECODER)
-        else:
-            shares = np.full(len(past), 1 / len(past))
-            if stream.text_encoder is not None:
-                scores = np.exp(past @ present[user] / temperature)
-                shares = scores / scores.sum()
-            for share, vector, label in zip(shares, past, labels, strict=True):
-                known = params["labels"][label] if config.labels else 0
-                tokens += share * proj("projector", vector + known)
+        sums = []
+        for temperature in temperatures if stream.text_encoder is not None else [np.inf]:
+            tokens = np.zeros((config.tokens, DECODER))
+            if not len(past):
+                tokens += params["projector"]["down_proj"]["bias"].reshape(-1, DECODER)
+            else:
+                like = past @ present[user] if np.isfinite(temperature) else np.zeros(len(past))
+                scores = np.exp(like / temperature)
+                for score, vector, label in zip(scores, past, labels, strict=True):
+                    known = params["labels"][label] if config.labels else 0
+                    tokens += score / scores.sum() * proj("projector", vector + known)
+            sums.append(tokens)
+        tokens = np.concatenate(sums)
         if config.instruction:
             instruction = proj("instruction_projector", params["instruction"])
             instruction = instruction if config.matched else instruction / 7.0
@@ -108,24 +110,27 @@ def plain(stream, batch):
         PersonaConfig(tokens=3, instruction=False),
         PersonaConfig(weights="mean"),
         PersonaConfig(labels=True),
+        PersonaConfig(temperatures=(0.1, 1.0), tokens=2),
     ],
-    ids=["paper", "ours", "several tokens", "mean", "labels"],
+    ids=["paper", "ours", "several tokens", "mean", "labels", "several temperatures"],
 )
 def test_the_stream_is_the_papers_formulas(batch, config):
     stream = make(config)
     memory, weights = run(stream, batch)
     np.testing.assert_allclose(memory.tokens, plain(stream, batch), atol=1e-5, rtol=1e-5)
     assert memory.mask.all()  # a prompt has no holes
-    np.testing.assert_allclose(weights.sum(1), [1, 1, 1, 0], atol=1e-6)
+    assert memory.tokens.shape[1] == config.width
+    wanted = np.repeat([[1], [1], [1], [0]], weights.shape[1], axis=1)
+    np.testing.assert_allclose(weights.sum(2), wanted, atol=1e-6)
 
 
 def test_a_past_text_that_is_like_the_present_one_counts_more(batch):
-    stream = make(PersonaConfig(temperature=0.05, learned_temperature=False))
+    stream = make(PersonaConfig(temperatures=(0.05,), learned_temperature=False))
     present = stream.text_encoder(**batch["present"])
     like = batch["events"][TEXT_VECTOR].at[:, 1, :-1].set(present)
     told = batch | {"events": batch["events"] | {TEXT_VECTOR: like}}
     weights = stream.weights(told)
-    assert (np.asarray(weights[:2, 1]) > 0.9).all()
+    assert (np.asarray(weights[:2, 0, 1]) > 0.9).all()
     blunt = make(PersonaConfig.paper()).weights(told)
     assert (np.asarray(blunt[0]) < 0.5).all()  # close to a mean, which is what the paper has
 
@@ -143,7 +148,9 @@ def test_what_is_padding_changes_nothing(batch):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
-@pytest.mark.parametrize("config", [PersonaConfig.paper(), PersonaConfig(labels=True)])
+@pytest.mark.parametrize(
+    "config", [PersonaConfig.paper(), PersonaConfig(labels=True, temperatures=(0.1, 1.0))]
+)
 def test_gradients_reach_all_parameters_and_no_vector(batch, config):
     graphdef, state = nnx.split(make(config))
 

@@ -6,7 +6,8 @@ Two data sets in LaMP's layout that are made of others (see `user-llm data lamp-
 `ratings`, the stars of a review (LaMP-3) of Musical Instruments, and `tags`, the first genre of a
 film by its plot (LaMP-2) of MovieLens 1M. A small language model is taught the questions without
 profiles first (`taught`); every row begins with it and learns from as many examples. Told of a
-profile in words it is trained whole, as it is without one; behind a memory it is frozen.
+profile in words it is trained whole, as it is without one; behind a memory it is frozen, but for
+`pplug_whole`.
 """
 
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from user_llm.config import (
 
 RUNS, SEEDS = "runs/personas", 3
 TOLD = 2  # entries of a profile that a prompt spells out
+QUERY = 32  # tokens of the present text that a persona reads
 SETS: dict[str, tuple[Task, SourceConfig]] = {
     "ratings": (
         "LaMP_3",
@@ -59,7 +61,8 @@ SETS: dict[str, tuple[Task, SourceConfig]] = {
 }
 PLAIN = SystemConfig(streams=())
 PERSONA = SystemConfig(streams=("persona",), fusion="soft_prompt", strategy="encoder")
-OURS = PersonaConfig(query_tokens=64)
+OURS = PersonaConfig(query_tokens=QUERY, labels=True, temperatures=(0.1, 1.0))
+WHOLE = PERSONA.model_copy(update={"persona": OURS, "strategy": "full"})
 TIMELINE = SystemConfig(
     fusion="soft_prompt",
     perceiver=PerceiverConfig(latents=4, layers=1, heads=4),
@@ -73,7 +76,8 @@ WORDS: dict[str, dict[str, Any]] = {
     "bm25": {"text_history": TOLD, "retrieval": "bm25"},
 }
 PERSONAS: dict[str, PersonaConfig] = {
-    "pplug_paper": PersonaConfig.paper(query_tokens=64),
+    "pplug_paper": PersonaConfig.paper(query_tokens=QUERY),
+    "pplug_unlabelled": OURS.model_copy(update={"labels": False}),
     "pplug": OURS,
     "pplug_mean": OURS.model_copy(update={"weights": "mean"}),
 }
@@ -113,8 +117,8 @@ def table(
         tasks={task: 1.0},
         history=32,
         max_tokens=tokens[0],
-        validate_every=taught
-        // 6,  # who has learned the questions by heart teaches a persona nothing
+        # Who has learned the questions by heart teaches a persona nothing: the best by dev is kept.
+        validate_every=taught // 6,
         checkpoint_every=100,
     )
     judged = EvaluationConfig(
@@ -141,7 +145,7 @@ def table(
         )
     rows = {row: PLAIN.model_copy(update=words) for row, words in WORDS.items()}
     rows |= {row: PERSONA.model_copy(update={"persona": own}) for row, own in PERSONAS.items()}
-    rows["timeline"] = TIMELINE
+    rows |= {"timeline": TIMELINE, "pplug_whole": WHOLE}
     chief = list(rows)
     rows |= VARIANTS if variants else {}
     for seed in range(seeds):
@@ -152,6 +156,9 @@ def table(
             if seed and row not in chief:
                 continue
             remembers = bool(system.streams)
+            frozen = system.strategy == "encoder"
+            rates = {"learning_rate": 3e-3 if frozen else 3e-4}  # of what is new, and of words
+            rates["encoder_rate"] = 1e-4 / rates["learning_rate"]  # the paper's for its encoder
             yield Experiment(
                 name=f"{name}_{row}",
                 seed=seed,
@@ -163,10 +170,8 @@ def table(
                 finetune=finetune.model_copy(
                     update={
                         "steps": steps,
-                        "validate_every": steps // 3,
-                        "optim": optim.model_copy(
-                            update={"learning_rate": 1e-3 if remembers else 3e-4}
-                        ),
+                        "validate_every": steps // 2,
+                        "optim": optim.model_copy(update=rates),
                         "drop_history": 0.5 if remembers else 0.0,
                     }
                 ),

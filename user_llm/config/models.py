@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from user_llm.config.base import Config, Dtype, EncoderKind, Fusion, Retrieval, Strategy, Stream
 from user_llm.config.data import DataConfig
@@ -245,19 +245,27 @@ class PersonaConfig(Config):
     """
 
     weights: Literal["attention", "mean"] = "attention"
-    temperature: float = Field(default=0.1, gt=0)  # that similarities are divided by, at first
+    # What similarities are divided by, at first: several give several weighted sums side by side,
+    # such as one of a few texts and one of nearly all.
+    temperatures: tuple[PositiveFloat, ...] = Field(default=(0.1,), min_length=1)
     learned_temperature: bool = True
-    tokens: PositiveInt = 1  # that the past texts become
+    tokens: PositiveInt = 1  # that a weighted sum becomes
     instruction: bool = True  # a token that is the same for everyone stands before them
     labels: bool = False  # what past texts are labelled with, their events' item, joins them
     matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
     query: str = ""  # what the present text is read after, such as BGE's instruction for queries
     query_tokens: PositiveInt = 256  # of the present text with it, at most
 
+    @property
+    def width(self) -> int:
+        """The tokens that all past texts become, with the instruction's."""
+        sums = len(self.temperatures) if self.weights == "attention" else 1
+        return sums * self.tokens + self.instruction
+
     @classmethod
     def paper(cls, **parts: Any) -> "PersonaConfig":
         """As published, but for the parts that are given."""
-        return cls(temperature=1.0, learned_temperature=False, matched=False, **parts)
+        return cls(temperatures=(1.0,), learned_temperature=False, matched=False, **parts)
 
 
 class LanguageModelConfig(Config):
@@ -315,8 +323,7 @@ class SystemConfig(Config):
         """The tokens of the memory where it stands before the prompt."""
         if not self.remembers or self.crossed:
             return 0
-        persona = self.persona.tokens + self.persona.instruction
-        widths = {"timeline": self.perceiver.latents + 1, "persona": persona}
+        widths = {"timeline": self.perceiver.latents + 1, "persona": self.persona.width}
         return sum(widths[stream] for stream in self.streams)
 
     @property

@@ -93,12 +93,12 @@ class PersonaProjector(nnx.Module):
         self.down_proj.bias = nnx.Param(init(rngs.params(), (tokens * width,)), **axes("embed"))
 
     def __call__(
-        self, x: Float[Array, "B H E"], weights: Float[Array, "B H"]
+        self, x: Float[Array, "B H E"], weights: Float[Array, "B S H"]
     ) -> Float[Array, "B K D"]:
-        """The weighted sum of projections of H vectors, whose weights are 1 in sum, or all 0."""
-        # What follows the GELU is linear, so it is applied to the sum.
-        total = jnp.einsum("bh,bhd->bd", weights.astype(x.dtype), gelu(self.up_proj(x)))
-        return self.down_proj(total).reshape(len(x), -1, self.width)
+        """S weighted sums of projections of H vectors, whose weights are 1 in sum, or all 0."""
+        # What follows the GELU is linear, so it is applied to the sums.
+        sums = jnp.einsum("bsh,bhd->bsd", weights.astype(x.dtype), gelu(self.up_proj(x)))
+        return self.down_proj(sums).reshape(len(x), -1, self.width)
 
 
 class PersonaStream(nnx.Module):
@@ -128,7 +128,7 @@ class PersonaStream(nnx.Module):
         self.text_encoder = TextEncoder(text_encoder, rngs=rngs) if compares else None
         learned = config.learned_temperature and compares
         self.log_temperature = (
-            nnx.Param(jnp.log(jnp.full((), config.temperature))) if learned else None
+            nnx.Param(jnp.log(jnp.array(config.temperatures, jnp.float32))) if learned else None
         )
         read = text_encoder.hidden_size
         self.item = item if config.labels else None
@@ -165,7 +165,7 @@ class PersonaStream(nnx.Module):
             past = past + table[batch["events"][self.item.name]]
         tokens = self.projector(past, self.weights(batch))
         if self.instruction is not None and self.instruction_projector is not None:
-            one = jnp.ones((1, 1), past.dtype)
+            one = jnp.ones((1, 1, 1), past.dtype)
             first = self.instruction_projector(self.instruction[...][None, None], one)
             first = first if self.config.matched else first / PAPER_INSTRUCTION
             first = jnp.broadcast_to(first, (len(tokens), 1, self.width))
@@ -177,20 +177,22 @@ class PersonaStream(nnx.Module):
         column = batch["events"][TEXT_VECTOR]
         return column[..., :-1], (column[..., -1] > 0) & (batch["segments"] > 0)
 
-    def weights(self, batch: dict[str, Any]) -> Float[Array, "B H"]:
-        """How much of the memory each past text makes up: 1 in sum, 0 where there is none."""
+    def weights(self, batch: dict[str, Any]) -> Float[Array, "B S H"]:
+        """How much of each sum every past text makes up: 1 in all, 0 where there is none."""
         vectors, mask = self.past(batch)
+        mask = mask[:, None]
         if self.text_encoder is None:
             shares = mask.astype(jnp.float32)
-            return shares / jnp.maximum(shares.sum(1, keepdims=True), 1)
+            return shares / jnp.maximum(shares.sum(-1, keepdims=True), 1)
         present = self.text_encoder(**batch["present"])
         scores = jnp.einsum("be,bhe->bh", present, vectors.astype(jnp.float32))
-        scores = jnp.where(mask, scores / self.temperature(), jnp.finfo(jnp.float32).min)
-        return jax.nn.softmax(scores, axis=1) * mask.any(1, keepdims=True).astype(jnp.float32)
+        scores = scores[:, None] / self.temperatures()[:, None]
+        shares = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+        return shares * mask.any(-1, keepdims=True).astype(jnp.float32)
 
-    def temperature(self) -> Float[Array, ""]:
+    def temperatures(self) -> Float[Array, " S"]:
         if self.log_temperature is None:
-            return jnp.full((), self.config.temperature)
+            return jnp.array(self.config.temperatures, jnp.float32)
         return jnp.exp(self.log_temperature[...])
 
     def _as_long(self, tokens: Float[Array, "B K D"], length: Float[Array, ""]) -> Array:
