@@ -249,7 +249,7 @@ def answer_validation(run: Run, name: str):
 
     @jax.jit
     def loss(params, batch):
-        value, metrics = losses.answer(nnx.merge(graphdef, params), batch, jax.random.key(0))
+        value, metrics = losses.answer_tokens(nnx.merge(graphdef, params), batch)
         return value * metrics["tokens"], metrics["tokens"]
 
     def validate(params: Params) -> dict[str, float]:

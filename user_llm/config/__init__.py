@@ -17,6 +17,7 @@ from user_llm.config.base import (
     Task,
 )
 from user_llm.config.data import (
+    DIFFERENCE,
     EVENT_TIME,
     QUERY_TIME,
     TEXT_VECTOR,
@@ -34,13 +35,12 @@ from user_llm.config.models import (
     LayerType,
     LoRAConfig,
     ModelType,
-    PerceiverConfig,
-    PersonaConfig,
     RopeScaling,
     SystemConfig,
     TextEncoderConfig,
     named,
 )
+from user_llm.config.streams import DifferenceConfig, PeerConfig, PerceiverConfig, PersonaConfig
 from user_llm.config.training import (
     EvaluationConfig,
     FinetuneConfig,
@@ -52,6 +52,7 @@ from user_llm.config.training import (
 )
 
 __all__ = [
+    "DIFFERENCE",
     "EVENT_TIME",
     "PROJECTIONS",
     "QUERY_TIME",
@@ -60,6 +61,7 @@ __all__ = [
     "CrossAttentionConfig",
     "DataConfig",
     "DecoderConfig",
+    "DifferenceConfig",
     "Dtype",
     "EncoderConfig",
     "EncoderKind",
@@ -76,6 +78,7 @@ __all__ = [
     "ModelType",
     "ObjectiveConfig",
     "OptimConfig",
+    "PeerConfig",
     "PerceiverConfig",
     "PersonaConfig",
     "PretrainConfig",

@@ -16,7 +16,7 @@ Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time", "by_file"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt", "none"]
-Stream = Literal["timeline", "persona"]
+Stream = Literal["timeline", "persona", "difference"]
 Retrieval = Literal["recency", "random", "bm25"]
 Task = Literal[
     "next_item",

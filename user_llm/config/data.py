@@ -55,6 +55,8 @@ class DataConfig(Config):
 
 
 TEXT_VECTOR = "text_vector"  # the feature that holds a text encoder's vector of an event's review
+# The column of what sets an event apart from peers': a vector, and 1 where there were any.
+DIFFERENCE = "difference"
 # Columns of a batch's events beside the features, in seconds on one clock for the whole data set.
 EVENT_TIME = "event_time"  # [B, T]: when an event was
 QUERY_TIME = "query_time"  # [B, T]: when the one after it was, or is asked for

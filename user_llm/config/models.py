@@ -1,12 +1,13 @@
 """What is built: encoders, streams, decoders, and the system that they make together."""
 
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from user_llm.config.base import Config, Dtype, EncoderKind, Fusion, Retrieval, Strategy, Stream
 from user_llm.config.data import DataConfig
+from user_llm.config.streams import DifferenceConfig, PerceiverConfig, PersonaConfig
 
 
 class EncoderConfig(Config):
@@ -51,14 +52,6 @@ class EncoderConfig(Config):
     def reads_clock(self) -> bool:
         """Whether the encoder needs to know when events were, not only in which order."""
         return self.kind == "hstu" and self.time_bias
-
-
-class PerceiverConfig(Config):
-    """Learned latents that compress a stream; 0 latents hand its tokens on as they are."""
-
-    latents: NonNegativeInt = 16
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
 
 
 PROJECTIONS = {  # a decoder block's
@@ -237,37 +230,6 @@ class TextEncoderConfig(Config):
         return self
 
 
-class PersonaConfig(Config):
-    """Persona-Plug (arXiv 2409.11901): a user's past texts, weighed by how like the present one.
-
-    The paper's own setting is `PersonaConfig.paper()`: there similarities of unit vectors are not
-    sharpened, so that its weights are close to a mean's.
-    """
-
-    weights: Literal["attention", "mean"] = "attention"
-    # What similarities are divided by, at first: several give several weighted sums side by side,
-    # such as one of a few texts and one of nearly all.
-    temperatures: tuple[PositiveFloat, ...] = Field(default=(0.1,), min_length=1)
-    learned_temperature: bool = True
-    tokens: PositiveInt = 1  # that a weighted sum becomes
-    instruction: bool = True  # a token that is the same for everyone stands before them
-    labels: bool = False  # what past texts are labelled with, their events' item, joins them
-    matched: bool = True  # tokens are as long as the decoder's own embeddings, at first exactly
-    query: str = ""  # what the present text is read after, such as BGE's instruction for queries
-    query_tokens: PositiveInt = 256  # of the present text with it, at most
-
-    @property
-    def width(self) -> int:
-        """The tokens that all past texts become, with the instruction's."""
-        sums = len(self.temperatures) if self.weights == "attention" else 1
-        return sums * self.tokens + self.instruction
-
-    @classmethod
-    def paper(cls, **parts: Any) -> "PersonaConfig":
-        """As published, but for the parts that are given."""
-        return cls(temperatures=(1.0,), learned_temperature=False, matched=False, **parts)
-
-
 class LanguageModelConfig(Config):
     """The decoder: weights in Hugging Face layout, another run's, or an architecture to initialise.
 
@@ -300,6 +262,7 @@ class SystemConfig(Config):
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
     perceiver: PerceiverConfig = PerceiverConfig()
     persona: PersonaConfig = PersonaConfig()
+    difference: DifferenceConfig = DifferenceConfig()
     lora: LoRAConfig = LoRAConfig()
     strategy: Strategy = "full"
     encoder_frozen: bool = False  # whatever the strategy; with "projection" it is always
@@ -323,7 +286,11 @@ class SystemConfig(Config):
         """The tokens of the memory where it stands before the prompt."""
         if not self.remembers or self.crossed:
             return 0
-        widths = {"timeline": self.perceiver.latents + 1, "persona": self.persona.width}
+        widths = {
+            "timeline": self.perceiver.latents + 1,
+            "persona": self.persona.width,
+            "difference": self.difference.width,
+        }
         return sum(widths[stream] for stream in self.streams)
 
     @property

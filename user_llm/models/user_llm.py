@@ -16,6 +16,7 @@ from user_llm.config import (
     TextEncoderConfig,
 )
 from user_llm.models.decoder import Decoder
+from user_llm.models.differences import DifferenceStream
 from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
 from user_llm.models.streams import PersonaStream, TimelineStream
@@ -81,6 +82,11 @@ class UserLLM(nnx.Module):
             streams["persona"] = PersonaStream(
                 system.persona, text_encoder, width, features[0], rngs=rngs
             )
+        if "difference" in system.streams:
+            inputs = difference_width(system, encoder, text_encoder)
+            streams["difference"] = DifferenceStream(system.difference, inputs, width, rngs=rngs)
+            if system.difference.compressor == "perceiver":
+                projectors["difference"] = Projector(inputs, width, rngs=rngs)
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
         self.decoder = Decoder(
             decoder,
@@ -114,7 +120,15 @@ class UserLLM(nnx.Module):
             found["timeline"] = self.streams["timeline"](batch)
         if "persona" in self.streams:
             found["persona"] = self.streams["persona"](batch, self.decoder.embedding_length())
+        if "difference" in self.streams:
+            found["difference"] = self.streams["difference"](batch)
         return found
+
+    def own_loss(self, batch: dict[str, Any]) -> Float[Array, ""] | None:
+        """What the streams add to the loss of training; None where none of them does."""
+        if "difference" not in self.streams:
+            return None
+        return self.streams["difference"].own_loss(batch)
 
     def fuse(self, memories: dict[str, Memory]) -> Memory | None:
         """All memories side by side in the decoder's width; None where none is read."""
@@ -158,6 +172,23 @@ class UserLLM(nnx.Module):
     def __call__(self, batch: dict[str, Any]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
         return self.speaker().logits(self.hidden(batch))
+
+
+def difference_width(
+    system: SystemConfig, encoder: EncoderConfig, text_encoder: TextEncoderConfig | None
+) -> int:
+    """The width of the vectors that a difference stream reads: of texts, or of encoded events.
+
+    Raises:
+      ValueError: they are of texts, and no text encoder is given.
+    """
+    if system.difference.vectors == "encoder":
+        return 2 * encoder.embed  # as `TimelineStream` has events
+    if text_encoder is None:
+        raise ValueError(
+            "differences of texts are as wide as their encoder's vectors; give its config"
+        )
+    return text_encoder.hidden_size
 
 
 def check(system: SystemConfig) -> None:

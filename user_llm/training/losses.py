@@ -136,6 +136,13 @@ def combined(
 
 
 def answer(model: UserLLM, batch: dict, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+    """The tokens of the answers (see `answer_tokens`), and what the streams ask for themselves."""
+    loss, metrics = answer_tokens(model, batch)
+    own = model.own_loss(batch)
+    return loss if own is None else loss + own, metrics
+
+
+def answer_tokens(model: UserLLM, batch: dict) -> tuple[Float[Array, ""], Metrics]:
     """The tokens of the answers, given prompt and user: `batch["weights"]` is 1 on them.
 
     `weights[b, t]` belongs to the prediction of `tokens[b, t]`.
