@@ -210,8 +210,10 @@ def test_unknown_builders_versions_and_sources_are_refused(tmp_path):
         build("movielens", source=tmp_path, data_dir=tmp_path, version="2m")
     with pytest.raises(ValueError, match="needs its official files"):
         build("movielens", source=tmp_path / "no", data_dir=tmp_path, version="1m")
-    with pytest.raises(ValueError, match="the world has neither source"):
+    with pytest.raises(ValueError, match="the world is made, not read from a source"):
         build("world", source=tmp_path, data_dir=tmp_path)
+    with pytest.raises(ValueError, match="no version 'snobs'; there are fans, critics"):
+        build("world", source=None, data_dir=tmp_path, version="snobs")
 
 
 def test_a_data_set_is_built_once_and_anew_when_its_source_changes(tmp_path):

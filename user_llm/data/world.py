@@ -4,11 +4,14 @@ The distribution of every event is known, so the best score that any model can r
 In `CURIOSITY` of all events a user picks any film that they may watch next; else they draw from a
 softmax over these films,
 
-    logit(film) = TASTE * match(user, film, time) + QUALITY * quality(film) + pull(user, film),
+    logit(film) = taste * match(user, film, time) + quality * quality(film) + pull(user, film),
 
 where `match` is the user's taste along the film's genres, an Ornstein-Uhlenbeck process in time,
 and `pull` leads to the sequels of what the user has lately watched. No film is watched twice, and
 no sequel before its predecessor. Every user is a function of the films, the seed and their number.
+
+So it is among `fans`. `critics` watch what everyone watches, whatever their taste, which shows in
+how their ratings differ from those that others give the same film: a film's quality says more.
 """
 
 from collections.abc import Iterator
@@ -32,13 +35,29 @@ from user_llm.data.world_words import (
 GENRES = tuple(LORE)
 EVENTS = (30, 90)  # of the shortest and of the longest timeline
 CURIOSITY = 0.15  # keeps the best possible score well below 1
-TASTE = 2.0  # what a match of one standard deviation adds to a logit
-DRIFT_DAYS = 100.0  # in which the correlation of a taste with its past falls to 1 / e
-QUALITY = 0.2  # small, so that popularity says little about the next film
 PULL, PULL_DECAY = 5.5, 0.6  # of a sequel when it opens, and what an event leaves of it
 DAY, HOUR = 86_400, 3_600  # seconds
 EPOCH = 1_640_995_200  # 2022-01-01, when the first users arrive
 CHUNK = 256  # users simulated at a time
+
+
+class Manners(NamedTuple):
+    """How users choose and rate; what a standard deviation adds to a logit or to the stars."""
+
+    taste: float
+    quality: float
+    drift_days: float  # in which the correlation of a taste with its past falls to 1 / e
+    stars: float  # of the average film
+    star_quality: float
+    star_match: float
+    star_noise: float
+
+
+MANNERS = {
+    # Quality counts little, so that popularity says little about the next film.
+    "fans": Manners(2.0, 0.2, 100.0, 2.6, 0.5, 0.5, 0.5),
+    "critics": Manners(0.0, 0.2, 400.0, 3.0, 1.0, 0.8, 0.2),
+}
 
 
 class Films(NamedTuple):
@@ -85,6 +104,7 @@ class World:
     users: int = 2000
     num_items: int = 400
     seed: int = 0
+    kind: str = "fans"  # or critics
 
     def __post_init__(self):
         ranges = {
@@ -97,6 +117,8 @@ class World:
             for name, (low, high) in ranges.items()
             if not low <= getattr(self, name) <= high
         ]
+        if self.kind not in MANNERS:
+            wrong.append(f"kind={self.kind!r} must be one of {', '.join(MANNERS)}")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -222,22 +244,24 @@ class World:
 
     def _simulate(self, draws: list[Draws], kept: Int[np.ndarray, " users"]) -> Viewings:
         """All users, event by event up to `kept`, whose distribution is kept."""
-        films, rows = self._films, np.arange(len(draws))
+        films, rows, manners = self._films, np.arange(len(draws)), MANNERS[self.kind]
         choice = np.stack([draw.choice for draw in draws])
         tastes = np.stack([draw.taste_noise for draw in draws])  # [U, T, G]
         times = np.stack([draw.timestamps for draw in draws])
-        memory = np.exp(-np.diff(times, axis=1) / (DRIFT_DAYS * DAY))[..., None]  # [U, T-1, 1]
+        memory = np.exp(-np.diff(times, axis=1) / (manners.drift_days * DAY))[
+            ..., None
+        ]  # [U, T-1, 1]
         for t in range(1, choice.shape[1]):  # N(0, 1) at every event
             past = memory[:, t - 1]
             tastes[:, t] = past * tastes[:, t - 1] + np.sqrt(1 - past**2) * tastes[:, t]
         matches = tastes @ films.direction.T  # [U, T, I]
         pull = np.tile(np.where(films.is_first, 0.0, -np.inf), (len(draws), 1))  # [U, I]
-        quality = QUALITY * films.quality
+        quality = manners.quality * films.quality
         items = np.zeros(choice.shape, np.int64)
         probabilities = np.zeros(pull.shape)
         for t in range(kept.max() + 1):
             allowed = np.isfinite(pull)
-            liked = np.exp(TASTE * matches[:, t] + quality + pull)  # far from any overflow
+            liked = np.exp(manners.taste * matches[:, t] + quality + pull)  # far from any overflow
             p = (1 - CURIOSITY) / liked.sum(axis=1, keepdims=True) * liked
             p += CURIOSITY / allowed.sum(axis=1, keepdims=True) * allowed
             edges = np.cumsum(p, axis=1)
@@ -251,8 +275,9 @@ class World:
         return Viewings(items, match, probabilities)
 
     def _ratings(self, draw: Draws, items: np.ndarray, match: np.ndarray) -> np.ndarray:
-        score = 2.6 + draw.bias + 0.5 * self._films.quality[items] + 0.5 * match
-        score += 0.5 * draw.rating_noise
+        manners = MANNERS[self.kind]
+        score = manners.stars + draw.bias + manners.star_quality * self._films.quality[items]
+        score += manners.star_match * match + manners.star_noise * draw.rating_noise
         return np.clip(np.round(score[: draw.length]), 1, 5).astype(np.float32)
 
     def _reviews(self, draw: Draws, items: np.ndarray, ratings: np.ndarray) -> list[str]:

@@ -58,7 +58,9 @@ def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
     everyone = np.concatenate(list(groups.values()))
     ranks = {}
     if run.experiment.data.name == "world":
-        truth = World(users=run.experiment.data.users, seed=run.experiment.data.seed).ranks()
+        asked_of = run.experiment.data
+        kind = asked_of.version or "fans"
+        truth = World(users=asked_of.users, seed=asked_of.seed, kind=kind).ranks()
         asked = user_of(targets, data.offsets).tolist()
         ranks["oracle"] = np.array([truth["oracle"][data.users[user]] for user in asked])
     ranks["popularity"] = popularity_ranks(data, run.training_events, everyone)

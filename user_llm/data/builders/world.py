@@ -28,11 +28,14 @@ class World(TimelineBuilder, skip_registration=True):
     def files(
         cls, source: Path | None, version: str, *, users: int = 2000, seed: int = 0
     ) -> list[Path]:
-        if source is not None or version:
-            raise ValueError(f"the world has neither source ({source}) nor version ({version!r})")
+        if source is not None:
+            raise ValueError(f"the world is made, not read from a source ({source})")
+        if version and version not in world.MANNERS:
+            known = ", ".join(world.MANNERS)
+            raise ValueError(f"the world has no version {version!r}; there are {known}")
         return [Path(__file__).parents[1] / name for name in ("world.py", "world_words.py")]
 
     @classmethod
     def read(cls, source: None, version: str, *, users: int = 2000, seed: int = 0) -> Raw:
-        made = world.World(users=users, seed=seed)
+        made = world.World(users=users, seed=seed, kind=version or "fans")
         return Raw(SCHEMA, users, made.timelines, list(made.items()), [])
