@@ -37,7 +37,7 @@ def made(cut=0, **changes):
 @pytest.mark.parametrize("kind", ["autoregressive", "hstu"])
 def test_an_event_is_read_after_earlier_ones_alone(kind, mesh, tmp_path):
     data, make, params = made(kind=kind)
-    found = event_vectors.of(data, make, params, mesh(2), tmp_path)
+    found = event_vectors.of(data, make, params, mesh(2), tmp_path).vectors
     encoder = nnx.merge(nnx.graphdef(models_made.random_model(make)), params)
     read = jax.jit(lambda encoder, *shown: (encoder(*shown), encoder.embed(shown[0])))
     half = encoder.config.window // 2
@@ -58,8 +58,8 @@ def test_an_event_is_read_after_earlier_ones_alone(kind, mesh, tmp_path):
 def test_later_events_change_nothing(kind, mesh, tmp_path):
     whole, make, params = made(kind=kind)
     early, _, _ = made(cut=3, kind=kind)
-    after = event_vectors.of(whole, make, params, mesh(), tmp_path)
-    before = event_vectors.of(early, make, params, mesh(), tmp_path)
+    after = event_vectors.of(whole, make, params, mesh(), tmp_path).vectors
+    before = event_vectors.of(early, make, params, mesh(), tmp_path).vectors
     for first, old_first, old_stop in zip(
         whole.offsets[:-1], early.offsets[:-1], early.offsets[1:], strict=True
     ):
@@ -69,9 +69,10 @@ def test_later_events_change_nothing(kind, mesh, tmp_path):
 
 def test_what_is_kept_is_not_made_again(mesh, tmp_path, monkeypatch):
     data, make, params = made()
-    found = np.array(event_vectors.of(data, make, params, mesh(), tmp_path))
+    found = np.array(event_vectors.of(data, make, params, mesh(), tmp_path).vectors)
     monkeypatch.setattr(event_vectors, "pack", None)
-    np.testing.assert_array_equal(event_vectors.of(data, make, params, mesh(), tmp_path), found)
+    again = event_vectors.of(data, make, params, mesh(), tmp_path).vectors
+    np.testing.assert_array_equal(again, found)
     other = jax.tree.map(lambda x: x + 1, params)
     with pytest.raises(TypeError):  # another encoder's are made, which needs what was taken away
         event_vectors.of(data, make, other, mesh(), tmp_path)

@@ -64,6 +64,7 @@ class Run:
 
     def __init__(self, experiment: Experiment, folder: Path, data_dir: Path = Path("datasets")):
         self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
+        self.compared: Dataset | None = None  # the data set with differences, once they are made
         config = folder / "config.json"
         if config.is_file():
             # Read as an experiment, so that fields added since have their defaults.
@@ -150,13 +151,12 @@ class Run:
     def split(self) -> timelines.Split:
         return split(self.experiment.data, self.dataset)
 
-    @cached_property
-    def training(self) -> tuple[Dataset, np.ndarray]:
-        """The data set that training reads, and where each user's training events stop in it.
+    def training_of(self, data: Dataset) -> tuple[Dataset, np.ndarray]:
+        """What of the run's data set training reads, and where each user's training events stop.
 
         Events of held-out items are not in it, neither as what is asked for nor before it.
         """
-        data, split = self.dataset, self.split
+        split = self.split
         if not split.held_out.any():
             return data, split.train_stop
         kept_before = np.concatenate([[0], np.cumsum(~split.held_out)])

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from user_llm.config import StageConfig, SystemConfig
+from user_llm.config import DIFFERENCE, TEXT_VECTOR, StageConfig, SystemConfig
 from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
 from user_llm.data.tasks import TASKS, NextItem, Task, practice
@@ -23,6 +23,8 @@ from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.files import write_atomically
 from user_llm.huggingface import import_text_encoder, load_decoder
+from user_llm.inference import differences as apart
+from user_llm.inference import event_vectors
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, data_path, differences
@@ -69,7 +71,7 @@ def pretrain(run: Run) -> Params:
 
 def training_windows(run: Run) -> pipeline.PackedTimelines:
     """The rows of training events that an encoder is pre-trained on."""
-    (data, stops), window = run.training, run.experiment.encoder.window
+    (data, stops), window = run.training_of(run.dataset), run.experiment.encoder.window
     ranges = timelines.windows(data.offsets[:-1], stops, window)
     return pipeline.PackedTimelines(data, *timelines.pack(ranges, window), window)
 
@@ -210,6 +212,27 @@ def pretrained(run: Run, system: SystemConfig) -> Params:
     return {"streams": streams, "decoder": warmup(run)["decoder"]}
 
 
+def read_by(run: Run, name: str) -> Dataset:
+    """The data set as a system's streams read it: with differences, where one compares events."""
+    system = run.systems[name]
+    if "difference" not in system.streams:
+        return run.dataset
+    if run.compared is None:
+        data, config = run.dataset, system.difference
+        if config.vectors == "text":
+            column = data.features[TEXT_VECTOR]
+            source = str(run.text_encoder_folder)
+            compared = apart.Compared(column[:, :-1], column[:, -1] > 0, source)
+        else:
+            made = event_vectors.of(
+                data, run.make_encoder, encoder(run), run.mesh, run.data_dir / "event_vectors"
+            )
+            compared = apart.Compared(made.vectors, np.ones(len(made.vectors), bool), made.source)
+        column = apart.column(data, compared, config.peers, run.data_dir / "differences")
+        run.compared = data.with_column(DIFFERENCE, column)
+    return run.compared
+
+
 def finetune(run: Run, name: str = "user_llm") -> Params:
     """The system of that name, from what the stages before have trained."""
     system, config = run.systems[name], run.experiment.finetune
@@ -292,7 +315,7 @@ def examples(
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, system = run.experiment.finetune, run.systems[name]
     return pipeline.Examples(
-        data or run.dataset,
+        data or read_by(run, name),
         targets,
         asked or tasks(run, data),
         run.tokenizer,
@@ -319,7 +342,7 @@ def training_examples(
 
     Held-out items are in no history and no answer. Events of which no task asks are left out.
     """
-    data, stops = run.training
+    data, stops = run.training_of(read_by(run, name))
     targets = timelines.training_targets(stops, data.offsets)
     asked = {only(data, run.experiment.data.noun, stops): 1.0} if only else tasks(run, data, stops)
     targets = targets[fitting(asked, targets)]

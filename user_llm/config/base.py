@@ -23,6 +23,7 @@ Task = Literal[
     "favorite_category",
     "future_favorite_category",
     "rating_prediction",
+    "rating_among_peers",
     "review_generation",
     "LaMP_1",
     "LaMP_2",

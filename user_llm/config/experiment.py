@@ -84,6 +84,17 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _texts_to_compare(self):
+        system = self.system
+        compares = "difference" in system.streams and system.difference.vectors == "text"
+        if compares and not self.data.text_encoder:
+            raise ValueError(
+                'system.difference.vectors="text" compares vectors of reviews; name their encoder '
+                "in data.text_encoder"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_encoder(self):
         if self.grow_from and self.encoder_from:
             raise ValueError(

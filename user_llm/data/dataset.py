@@ -114,6 +114,10 @@ class Dataset:
         features = {**self.features, TEXT_VECTOR: column}
         return replace(self, schema=schema, vocabularies=vocabularies, features=features)
 
+    def with_column(self, name: str, column: Float[np.ndarray, "events _"]) -> "Dataset":
+        """The data set with a column of its events that no encoder reads."""
+        return replace(self, features={**self.features, name: column})
+
     @property
     def columns_size(self) -> int:
         """The bytes that they take."""

@@ -10,12 +10,13 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from user_llm.config import Task as TaskName
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
 from user_llm.data.lamp import KINDS, labels
+from user_llm.data.ratings import of_others_before
 from user_llm.data.timelines import user_of
 
 Indices = Int[np.ndarray, " T"]
@@ -143,6 +144,21 @@ class RatingPrediction(Task):
         return () if ratings is None else tuple(f"{x:g}" for x in np.unique(ratings) if x == x)
 
 
+class RatingAmongPeers(RatingPrediction):
+    """The same where it is told, too, what others gave the item before, on the mean."""
+
+    name: TaskName = "rating_among_peers"
+
+    @cached_property
+    def before(self) -> Float[np.ndarray, " events"]:
+        return of_others_before(self.dataset)
+
+    def ask(self, history: Indices, target: int) -> Question:
+        mean = self.before[target]
+        told = "" if np.isnan(mean) else f", which others gave {mean:.1f}"
+        return Question(f"The stars for {self.called(target)}{told}:", stars(self.dataset, target))
+
+
 class ReviewGeneration(Task):
     """The text of the user's review of the next item, whose title and rating are given."""
 
@@ -200,7 +216,14 @@ class LaMPTask(Task):
         return self.kind.prompt(prompt, [self.asked.told[int(event)] for event in events])
 
 
-OF_TIMELINES = (NextItem, FavoriteCategory, FutureFavorite, RatingPrediction, ReviewGeneration)
+OF_TIMELINES = (
+    NextItem,
+    FavoriteCategory,
+    FutureFavorite,
+    RatingPrediction,
+    RatingAmongPeers,
+    ReviewGeneration,
+)
 TASKS: dict[str, Callable[..., Task]] = {
     **{task.name: task for task in OF_TIMELINES},
     **{name: partial(LaMPTask, name) for name in KINDS},

@@ -14,6 +14,7 @@ from user_llm.data.tasks import (
     FavoriteCategory,
     FutureFavorite,
     LaMPTask,
+    RatingAmongPeers,
     RatingPrediction,
     Task,
 )
@@ -100,8 +101,9 @@ def answered(run: Run, groups: Groups) -> dict[str, Texts]:
     """The answers of popularity, past and encoder to the groups that ask for categories and stars.
 
     `popularity` says the category of most training events, an item's mean stars, or the label of
-    most training questions; `past`, of what is to come, the favorite category so far, or the label
-    that the user has given most; `encoder` the category of the items that it ranks first.
+    most training questions; `past`, of what is to come, the favorite category so far, the label
+    that the user has given most, or what others gave and as much more as the user tends to give;
+    `encoder` the category of the items that it ranks first.
     """
     rows: dict[str, Texts] = {"popularity": {}, "past": {}, "encoder": {}}
     for name, (task, targets) in groups.items():
@@ -113,6 +115,8 @@ def answered(run: Run, groups: Groups) -> dict[str, Texts]:
                 rows["encoder"][name] = foretold(run, task, targets)
         if isinstance(task, RatingPrediction):
             rows["popularity"][name] = mean_stars(run, task, targets)
+        if isinstance(task, RatingAmongPeers):
+            rows["past"][name] = own_leaning(run, task, targets)
         if isinstance(task, LaMPTask) and task.candidates():
             rows["popularity"][name] = [commonest_label(run, task)] * len(targets)
             if task.kind.label:
@@ -186,3 +190,21 @@ def mean_stars(run: Run, task: RatingPrediction, targets: np.ndarray) -> list[st
     names = task.candidates()
     steps = np.array([float(name) for name in names])
     return [names[i] for i in np.abs(means[:, None] - steps).argmin(1)]
+
+
+def own_leaning(run: Run, task: RatingAmongPeers, targets: np.ndarray) -> list[str]:
+    """What others gave before, and the mean by which the user differed from others in the past."""
+    data = run.dataset
+    assert data.ratings is not None, "a task about ratings fits no event without one"
+    apart = data.ratings - task.before
+    everyone = float(np.nanmean(data.ratings[run.training_events]))
+    names, said = task.candidates(), []
+    stars = np.array([float(name) for name in names])
+    events = histories(targets, data.offsets, run.experiment.finetune.history)
+    for row, target in zip(events, targets.tolist(), strict=True):
+        own = apart[row[row >= 0]]
+        known = own[~np.isnan(own)]
+        before = everyone if np.isnan(task.before[target]) else task.before[target]
+        guess = before + (known.mean() if len(known) else 0.0)
+        said.append(names[int(np.abs(stars - guess).argmin())])
+    return said

@@ -24,6 +24,7 @@ from user_llm.runs import Run
 from user_llm.training.loop import Params
 
 SHOWN = 4  # users whose answers the report shows
+COSTED = {"timeline"}  # streams whose operations `flops` knows
 
 
 def asked_of(run: Run, targets: np.ndarray) -> Groups:
@@ -138,7 +139,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         for group, (task, events) in groups.items():
             if name == "user_llm" and isinstance(task, LaMPTask):
                 submit(run, system, task, events, answers[name][group])
-        if "next_item" in groups and "persona" not in system.config.streams:
+        if "next_item" in groups and COSTED.issuperset(system.config.streams):
             costs[name] = cost(run, system, *groups["next_item"])
         remembers = name == "user_llm" and run.systems[name].remembers
         if remembers and "shuffled_memory" in judged.baselines:

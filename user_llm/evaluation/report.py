@@ -46,6 +46,7 @@ CHIEF = {
     "test/favorite_category": "accuracy",
     "test/future_favorite_category": "accuracy",
     "test/rating_prediction": "mae",
+    "test/rating_among_peers": "mae",
     "test/review_generation": "rouge_l",
     "test/text": "bits_per_byte",
     **{

@@ -7,6 +7,7 @@ says by which encoder and of which data.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,16 @@ from user_llm.sharding import batch_sharding
 ROWS = 64  # that are encoded at a time
 
 
+class EventVectors(NamedTuple):
+    """One of every event, and the fingerprint of the encoder that made them."""
+
+    vectors: Float[np.ndarray, "N D"]
+    source: str
+
+
 def of(
     data: Dataset, make_encoder: Callable[..., Encoder], params: dict, mesh: Mesh, folder: Path
-) -> Float[np.ndarray, "N D"]:
+) -> EventVectors:
     """The vectors of all events, made now unless a folder within `folder` holds them.
 
     An event's is its encoded state and its embedding, as `TimelineStream` has it. Later events
@@ -50,7 +58,7 @@ def of(
     path = own / "vectors.npy"
     if not path.is_file():
         write_whole(path, partial(_write, data=data, encoder=encoder, params=params, mesh=mesh))
-    return np.load(path, mmap_mode="r")
+    return EventVectors(np.load(path, mmap_mode="r"), index["encoder"])
 
 
 def windows(offsets: Int[np.ndarray, " offsets"], half: int) -> Int[np.ndarray, "W 2"]:
