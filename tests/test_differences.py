@@ -69,13 +69,13 @@ def plain_dep(stream, batch):
                     tokens.append(params["incomparable"][kind])
                     continue
                 vectors.append(vector)
-                code = gelu(linear(params["encoder"], vector))
+                code = gelu(linear(params["encode_proj"], vector))
                 tokens.append(linear(own["down_proj"], gelu(linear(own["up_proj"], code))))
         memories.append(np.array(tokens).reshape(-1, WIDTH))
         if not vectors:
             continue
-        codes = gelu(linear(params["encoder"], np.stack(vectors)))
-        wrong = np.abs(gelu(linear(params["decoder"], codes)) - np.stack(vectors))
+        codes = gelu(linear(params["encode_proj"], np.stack(vectors)))
+        wrong = np.abs(gelu(linear(params["decode_proj"], codes)) - np.stack(vectors))
         rebuilt = np.where(wrong < 1, 0.5 * wrong**2, wrong - 0.5).mean()
         active, rho = np.clip(codes.mean(0), 1e-6, 1 - 1e-6), 0.05
         sparse = rho * np.log(rho / active) + (1 - rho) * np.log((1 - rho) / (1 - active))

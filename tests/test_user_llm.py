@@ -11,12 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
 
 from user_llm.config import (
+    DIFFERENCE,
     TEXT_VECTOR,
+    DifferenceConfig,
     LoRAConfig,
     OptimConfig,
     SystemConfig,
     TextEncoderConfig,
 )
+from user_llm.inference.generate import Generator
 from user_llm.models.decoder import Decoder
 from user_llm.models.user_llm import UserLLM, check, trained
 from user_llm.training import losses
@@ -166,13 +169,14 @@ def test_a_persona_joins_a_timeline_in_the_decoders_width(fusion):
     model = random_model(make)
     memories = jax.jit(lambda model, batch: model.memories(batch))(model, batch)
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
-    np.testing.assert_array_equal(memory.tokens[:, -2:], memories["persona"].tokens)
+    persona = memory.tokens[:, -2:] - model.kinds[...][1]
+    np.testing.assert_allclose(persona, memories["persona"].tokens, atol=1e-6)
     assert memory.tokens.shape == (3, PERCEIVER.latents + 3, DECODER.hidden_size)
     if fusion == "soft_prompt":
         assert system.prefix == memory.tokens.shape[1]
     table = np.asarray(model.decoder.embed_tokens[...])
     length = np.linalg.norm(table, axis=1).mean() * np.abs(model.streams["persona"].gain[...])
-    np.testing.assert_allclose(np.linalg.norm(memory.tokens[:, -2:], axis=2), length, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(persona, axis=2), length, rtol=1e-4)
     before = np.asarray(logits(model, batch))
     other = batch["present"] | {"tokens": batch["present"]["tokens"][::-1]}
     after = np.asarray(logits(model, batch | {"present": other}))
@@ -195,6 +199,67 @@ def test_a_persona_is_trained_beside_a_frozen_decoder(frozen, mesh):
         still = path[0] == "decoder" or (encoder and frozen) or "heads" in path
         unused = "types" in path  # whose second row no text has; the first may move
         assert unused or np.array_equal(before[path], value) == still, path
+
+
+@pytest.mark.parametrize("vectors", ["encoder", "text"])
+def test_differences_join_a_timeline_and_ask_for_themselves(vectors):
+    """Marked by their stream, and with their autoencoder's loss where they have one."""
+    make, system, batch = personal()
+    latent = DifferenceConfig(events=4, perceiver=PERCEIVER)
+    own = latent if vectors == "encoder" else DifferenceConfig.dep(events=2, code=5)
+    changes = {"streams": ("timeline", "difference"), "difference": own}
+    make = partial(make.func, system.model_copy(update=changes), *make.args[1:])
+    width = 2 * ENCODER.embed if vectors == "encoder" else 6
+    apart = np.random.default_rng(4).normal(size=(3, 6, width + 1)).astype(np.float32)
+    batch = batch | {"events": batch["events"] | {DIFFERENCE: apart}}
+    model = random_model(make)
+    memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
+    assert memory.tokens.shape[1] == model.system.prefix == PERCEIVER.latents + 1 + own.width
+    bare = random_model(make)
+    bare.kinds[...] = jnp.zeros_like(model.kinds[...])
+    unmarked = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(bare, batch)
+    marks = np.asarray(memory.tokens - unmarked.tokens)
+    for part, kind in ((marks[:, : -own.width], 0), (marks[:, -own.width :], 1)):
+        np.testing.assert_allclose(
+            part, np.broadcast_to(model.kinds[...][kind], part.shape), atol=1e-5
+        )
+    batch |= {"tokens": batch["tokens"], "weights": np.ones(batch["tokens"].shape, np.float32)}
+    (whole, _), (tokens, _) = jax.jit(
+        lambda model, batch: (
+            losses.answer(model, batch, jax.random.key(0)),
+            losses.answer_tokens(model, batch),
+        )
+    )(model, batch)
+    assert (whole > tokens) == (vectors == "text")
+
+
+def test_each_stream_may_have_a_cross_attention_of_its_own():
+    """Which reads that stream alone, in training as in generation."""
+    make, system, batch = personal("cross_attention")
+    own = DifferenceConfig(events=4, perceiver=PERCEIVER)
+    changes = {"streams": ("timeline", "difference"), "difference": own}
+    changes["cross_attention"] = CROSS.model_copy(update={"apart": True})
+    make = partial(make.func, system.model_copy(update=changes), *make.args[1:])
+    apart = np.random.default_rng(4).normal(size=(2, 3, 6, 2 * ENCODER.embed + 1))
+    batches = [
+        batch | {"events": batch["events"] | {DIFFERENCE: column}}
+        for column in apart.astype(np.float32)
+    ]
+    model = random_model(make)
+    assert len(model.decoder.cross.lanes) == 2
+    one, other = (np.asarray(logits(model, b)) for b in batches)
+    assert (one[0] != other[0]).any()
+    gates = [lane.gate for lane in model.decoder.cross.lanes]
+    memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batches[0])
+    lengths = jnp.full(3, batch["tokens"].shape[1], jnp.int32)
+    written, _ = Generator(model.decoder).prefill(jnp.asarray(batch["tokens"]), lengths, memory)
+    np.testing.assert_allclose(written, one[:, -1], rtol=1e-4, atol=1e-4)
+    gates[1][...] = jnp.zeros_like(gates[1][...])
+    np.testing.assert_array_equal(*(logits(model, b) for b in batches))
+    gates[0][...] = jnp.zeros_like(gates[0][...])
+    plain = random_model(partial(UserLLM, PLAIN, DECODER, ENCODER, FEATURES))
+    plain = np.asarray(logits(with_decoder_of(plain, model), batch))
+    np.testing.assert_allclose(logits(model, batches[0]), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_persona_needs_a_text_encoder():

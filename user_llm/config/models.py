@@ -5,7 +5,16 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from user_llm.config.base import Config, Dtype, EncoderKind, Fusion, Retrieval, Strategy, Stream
+from user_llm.config.base import (
+    STREAMS,
+    Config,
+    Dtype,
+    EncoderKind,
+    Fusion,
+    Retrieval,
+    Strategy,
+    Stream,
+)
 from user_llm.config.data import DataConfig
 from user_llm.config.streams import DifferenceConfig, PerceiverConfig, PersonaConfig
 
@@ -103,6 +112,7 @@ class CrossAttentionConfig(Config):
     heads: PositiveInt = 4
     kv_heads: PositiveInt | None = None  # that they share; None: each has keys of its own
     gate: float = 0.5  # the tanh gate's value at the start; 0 leaves the plain decoder untouched
+    apart: bool = False  # each stream has one of its own, one after the other; else they share it
 
     @model_validator(mode="after")
     def _whole_shares(self):
@@ -286,12 +296,26 @@ class SystemConfig(Config):
         """The tokens of the memory where it stands before the prompt."""
         if not self.remembers or self.crossed:
             return 0
+        return sum(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The tokens of each stream's memory, of which a timeline's are compressed."""
         widths = {
             "timeline": self.perceiver.latents + 1,
             "persona": self.persona.width,
             "difference": self.difference.width,
         }
-        return sum(widths[stream] for stream in self.streams)
+        return tuple(widths[stream] for stream in STREAMS if stream in self.streams)
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The tokens of each stream that has a cross-attention of its own; none where they share.
+
+        Those of the first may be more: without a Perceiver a timeline's are as many as its events.
+        """
+        apart = self.crossed and self.cross_attention.apart and len(self.streams) > 1
+        return self.widths if apart else ()
 
     @property
     def told(self) -> bool:

@@ -40,7 +40,7 @@ class Graph:
 class Crossed(NamedTuple):
     """A memory as the cross-attentions see it, the same at every step."""
 
-    layers: list[KVCache]
+    layers: list[Any]  # a KVCache each, or one for each stream
     mask: Bool[Array, "B M"]
 
 

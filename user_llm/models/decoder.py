@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from user_llm.config import CrossAttentionConfig, DecoderConfig, LoRAConfig
 from user_llm.models.attention import (
@@ -55,6 +55,37 @@ class CrossAttention(nnx.Module):
         return attention_weights(q, memory.keys, mask[:, None]).mean((1, 2))
 
 
+class CrossLanes(nnx.Module):
+    """A gated cross-attention for each stream of a memory, one after the other.
+
+    Args:
+      widths: the tokens of each stream's memory, but that the first has all the others leave.
+    """
+
+    def __init__(
+        self, config: CrossAttentionConfig, width: int, widths: tuple[int, ...], *, rngs: nnx.Rngs
+    ):
+        self.later = widths[1:]
+        self.lanes = nnx.List([CrossAttention(config, width, rngs=rngs) for _ in widths])
+
+    def keys_values(self, memory: Memory) -> list[KVCache]:
+        parts = zip(*map(self._parts, memory), strict=True)
+        return [
+            lane.keys_values(Memory(*part)) for lane, part in zip(self.lanes, parts, strict=True)
+        ]
+
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: list[KVCache], mask: Bool[Array, "B M"]
+    ) -> Float[Array, "B T D"]:
+        for lane, own, part in zip(self.lanes, memory, self._parts(mask), strict=True):
+            x = lane(x, own, part)
+        return x
+
+    def _parts(self, x: Shaped[Array, "B M ..."]) -> list[Array]:
+        """What of each token of a memory belongs to each lane."""
+        return jnp.split(x, x.shape[1] - np.cumsum(self.later[::-1])[::-1], axis=1)
+
+
 class View(NamedTuple):
     """What the tokens see of each other, and where they stand."""
 
@@ -91,8 +122,17 @@ class Decoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
         cross_attention: CrossAttentionConfig | None = None,
+        lanes: tuple[int, ...] = (),
         lora: LoRAConfig = NO_LORA,
     ):
+        """Draws it.
+
+        Args:
+          lanes: the tokens of each stream that has a cross-attention of its own (see `CrossLanes`).
+
+        Raises:
+          ValueError: `cross_attention.every` does not divide the layers.
+        """
         self.config, self.cross_attention = config, cross_attention
         every = cross_attention.every if cross_attention else config.num_hidden_layers
         if config.num_hidden_layers % every:
@@ -124,13 +164,13 @@ class Decoder(nnx.Module):
         self.embed_tokens = nnx.Param(table, **axes("vocab", "embed"))
         self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
         width = config.hidden_size
-        self.cross = (
-            jax.vmap(lambda rngs: CrossAttention(cross_attention, width, rngs=rngs))(
-                rngs.split(self.groups)
-            )  # [G, ...]
-            if cross_attention
-            else None
-        )
+
+        def cross(rngs):
+            if lanes:
+                return CrossLanes(cross_attention, width, lanes, rngs=rngs)
+            return CrossAttention(cross_attention, width, rngs=rngs)
+
+        self.cross = jax.vmap(cross)(rngs.split(self.groups)) if cross_attention else None  # [G]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, family.norm_offset)
         self.lm_head = (
             None

@@ -88,8 +88,8 @@ class SparseTokens(nnx.Module):
 
     def __init__(self, config: DifferenceConfig, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.config, kinds = config, 1 + config.own
-        self.encoder = Linear(inputs, config.code, ("embed", "mlp"), bias=True, rngs=rngs)
-        self.decoder = Linear(config.code, inputs, ("mlp", "embed"), bias=True, rngs=rngs)
+        self.encode_proj = Linear(inputs, config.code, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.decode_proj = Linear(config.code, inputs, ("mlp", "embed"), bias=True, rngs=rngs)
         self.projectors = nnx.List(
             [CodeProjector(config.code, width, rngs=rngs) for _ in range(kinds)]
         )
@@ -107,7 +107,7 @@ class SparseTokens(nnx.Module):
         return Memory(aligned.reshape(*shape, aligned.shape[-1]), mask.reshape(shape))
 
     def code(self, x: Float[Array, "... D"]) -> Float[Array, "... C"]:
-        return gelu(self.encoder(x))
+        return gelu(self.encode_proj(x))
 
     def own_loss(self, *kinds: Rows) -> Float[Array, ""]:
         """How ill vectors are rebuilt of their codes, and how far these are from sparse.
@@ -118,7 +118,7 @@ class SparseTokens(nnx.Module):
         known = jnp.concatenate([rows.known for rows in kinds], axis=1)[..., None].astype(x.dtype)
         counts = jnp.maximum(known.sum(1), 1)  # [B, 1]
         code = self.code(x)
-        wrong = optax.losses.huber_loss(gelu(self.decoder(code)), x)
+        wrong = optax.losses.huber_loss(gelu(self.decode_proj(code)), x)
         wrong = (wrong * known).sum(1) / counts  # [B, D]
         active = jnp.clip((code * known).sum(1) / counts, CLAMP, 1 - CLAMP)
         wanted = self.config.sparsity

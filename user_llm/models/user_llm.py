@@ -20,6 +20,7 @@ from user_llm.models.differences import DifferenceStream
 from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
 from user_llm.models.streams import PersonaStream, TimelineStream
+from user_llm.sharding import axes
 
 
 class Projector(nnx.Module):
@@ -88,9 +89,16 @@ class UserLLM(nnx.Module):
             if system.difference.compressor == "perceiver":
                 projectors["difference"] = Projector(inputs, width, rngs=rngs)
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
+        # Tells tokens of one stream from those of another where there are several.
+        self.kinds = (
+            nnx.Param(jnp.zeros((len(streams), width)), **axes(None, "embed"))
+            if len(streams) > 1
+            else None
+        )
         self.decoder = Decoder(
             decoder,
             cross_attention=system.cross_attention if system.crossed else None,
+            lanes=system.lanes,
             lora=system.lora,
             rngs=rngs,
         )
@@ -141,6 +149,10 @@ class UserLLM(nnx.Module):
             else m.tokens.astype(dtype)
             for name, m in memories.items()
         ]
+        if self.kinds is not None:
+            tokens = [
+                x + kind.astype(dtype) for x, kind in zip(tokens, self.kinds[...], strict=True)
+            ]
         masks = [m.mask for m in memories.values()]
         return Memory(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
 
