@@ -89,7 +89,11 @@ def test_held_out_users_are_in_no_training_event_and_in_no_target_but_the_cold(u
     assert len(out) <= round(config.held_out_users * len(users))
     for user in out:
         assert found.train_stop[user] == offsets[user]
-    for targets in (training_targets(found.train_stop, offsets), found.validation, found.test):
+    for targets in (
+        training_targets(found.train_first, found.train_stop, offsets),
+        found.validation,
+        found.test,
+    ):
         assert not out & set(user_of(targets, offsets).tolist())
     assert sorted([*found.test, *found.cold]) == whole.test.tolist()
 
@@ -130,7 +134,7 @@ def test_no_example_sees_its_target_or_later_and_no_target_of_a_test_is_trained(
 ):
     offsets, times = arrays(users)
     found = split(config, offsets, times, times)
-    training = training_targets(found.train_stop, offsets)
+    training = training_targets(found.train_first, found.train_stop, offsets)
     asked = np.concatenate([training, found.validation, found.test, found.cold])
     for target, seen in zip(asked, histories(asked, offsets, history), strict=True):
         seen = seen[seen >= 0]
@@ -163,7 +167,7 @@ def test_training_targets_are_the_training_events_with_one_before_them(users, co
     offsets, times = arrays(users)
     found = split(config, offsets, times, times)
     ranges = zip(offsets.tolist(), found.train_stop.tolist(), strict=False)
-    assert training_targets(found.train_stop, offsets).tolist() == [
+    assert training_targets(found.train_first, found.train_stop, offsets).tolist() == [
         e for start, stop in ranges for e in range(start + 1, stop)
     ]
 

@@ -55,6 +55,14 @@ class Texts(NamedTuple):
     held_out: list[str]  # to judge language models by
 
 
+class Training(NamedTuple):
+    """A data set, and each user's first training event that is asked about, and where they stop."""
+
+    data: Dataset
+    firsts: np.ndarray
+    stops: np.ndarray
+
+
 class Run:
     """What the stages of an experiment share; each part is made when it is first asked for.
 
@@ -151,16 +159,17 @@ class Run:
     def split(self) -> timelines.Split:
         return split(self.experiment.data, self.dataset)
 
-    def training_of(self, data: Dataset) -> tuple[Dataset, np.ndarray]:
-        """What of the run's data set training reads, and where each user's training events stop.
+    def training_of(self, data: Dataset) -> Training:
+        """What of the run's data set training reads.
 
         Events of held-out items are not in it, neither as what is asked for nor before it.
         """
         split = self.split
         if not split.held_out.any():
-            return data, split.train_stop
+            return Training(data, split.train_first, split.train_stop)
         kept_before = np.concatenate([[0], np.cumsum(~split.held_out)])
-        return data.without(split.held_out), kept_before[split.train_stop]
+        firsts, stops = (kept_before[x] for x in (split.train_first, split.train_stop))
+        return Training(data.without(split.held_out), firsts, stops)
 
     @cached_property
     def training_events(self) -> np.ndarray:

@@ -71,7 +71,7 @@ def pretrain(run: Run) -> Params:
 
 def training_windows(run: Run) -> pipeline.PackedTimelines:
     """The rows of training events that an encoder is pre-trained on."""
-    (data, stops), window = run.training_of(run.dataset), run.experiment.encoder.window
+    (data, _, stops), window = run.training_of(run.dataset), run.experiment.encoder.window
     ranges = timelines.windows(data.offsets[:-1], stops, window)
     return pipeline.PackedTimelines(data, *timelines.pack(ranges, window), window)
 
@@ -342,8 +342,8 @@ def training_examples(
 
     Held-out items are in no history and no answer. Events of which no task asks are left out.
     """
-    data, stops = run.training_of(read_by(run, name))
-    targets = timelines.training_targets(stops, data.offsets)
+    data, firsts, stops = run.training_of(read_by(run, name))
+    targets = timelines.training_targets(firsts, stops, data.offsets)
     asked = {only(data, run.experiment.data.noun, stops): 1.0} if only else tasks(run, data, stops)
     targets = targets[fitting(asked, targets)]
     return examples(run, name, targets, data=data, asked=asked, history=history, drop=drop)

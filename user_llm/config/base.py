@@ -12,7 +12,7 @@ class Config(BaseModel):
 
 
 Dtype = Literal["float32", "bfloat16"]
-Protocol = Literal["stable_leave_one_out", "sasrec_file", "by_time", "by_file"]
+Protocol = Literal["stable_leave_one_out", "sasrec_file", "last_ten", "by_time", "by_file"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt", "none"]

@@ -25,6 +25,8 @@ class DataConfig(Config):
     `stable_leave_one_out`: each user's last event is the test target and the one before it
     validation's; events of the same time stay in the order of the file. `sasrec_file`: the same
     without users and items of fewer than five events, as SASRec's files (arXiv 1808.09781) are.
+    `last_ten`: the same, but training asks about the eight events before those two alone, and the
+    ones before are the profile (DPL, arXiv 2503.02450).
     `by_time`: the last `test_share` of all events by time is test, as much before it validation.
     `by_file`: of LaMP, whose files say which questions train; test are those of `test` if they come
     with answers, else those of `dev`, which is validation in any case.

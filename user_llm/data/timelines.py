@@ -14,17 +14,20 @@ from jaxtyping import Bool, Int
 from user_llm.config import DataConfig
 
 Indices = Int[np.ndarray, "..."]
+LAST = 10  # events of each user that the protocol "last_ten" asks about
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Which events train, and which are asked for.
 
-    A target's history is its user's events before it. `cold` holds the test targets of the users
+    A target's history is its user's events before it; training asks about those from `train_first`
+    on. `cold` holds the test targets of the users
     whom training never saw, and `new_items` the validation and test targets, whoever's they are,
     whose item is held out; neither is part of `validation` or `test`.
     """
 
+    train_first: Indices  # [U]
     train_stop: Indices  # [U]: user u trains on events offsets[u] to train_stop[u] not held out
     validation: Indices  # event indices
     test: Indices
@@ -59,7 +62,9 @@ def split(
         train_stop, validation, test = by(config, offsets, times)
     is_cold = cold[user_of(np.arange(len(item)), offsets)]
     asked = np.concatenate([validation[~is_cold[validation]], test])
+    asks_last = config.protocol == "last_ten"
     return Split(
+        train_first=np.maximum(offsets[:-1], offsets[1:] - LAST) if asks_last else offsets[:-1],
         train_stop=np.where(cold, offsets[:-1], train_stop),
         validation=validation[~is_cold[validation] & ~held_out[validation]],
         test=test[~is_cold[test] & ~held_out[test]],
@@ -136,9 +141,9 @@ def training_events(split: Split, offsets: Indices) -> Indices:
     return events[~split.held_out[events]]
 
 
-def training_targets(train_stop: Indices, offsets: Indices) -> Indices:
-    """Every training event that has another before it."""
-    start = offsets[:-1] + 1
+def training_targets(train_first: Indices, train_stop: Indices, offsets: Indices) -> Indices:
+    """Every training event that is asked about and has another before it."""
+    start = np.maximum(offsets[:-1] + 1, train_first)
     counts = np.maximum(train_stop - start, 0)
     first = np.cumsum(counts) - counts
     return np.repeat(start - first, counts) + np.arange(counts.sum())

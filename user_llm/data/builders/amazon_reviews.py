@@ -2,7 +2,8 @@
 
 2014: McAuley et al. 2015, and He and McAuley 2016. 2018: Ni, Li and McAuley 2019. 2023: Hou et al.
 2024 (arXiv 2403.03952); `2023_timelines` is a sample of it, in which a line has a user's reviews in
-one category, the last of them held out.
+one category, the last of them held out; `2023_dpl` are those of its reviews that DPL's benchmark
+takes (see `dpl_benchmark`).
 """
 
 from itertools import takewhile
@@ -11,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from user_llm.data.builders import lines, reviews
+from user_llm.data.builders import dpl_benchmark, lines, reviews
 from user_llm.data.builders.base import Raw, Record, timelines
 from user_llm.data.builders.reviews import Layout, ReviewBuilder
 
@@ -45,6 +46,7 @@ def _timeline(row: lines.Row) -> list[lines.Row]:
     return [{**event, **told, "title": event["product"]["title"]} for event in events]
 
 
+DPL = YEAR_2023._replace(summary="title")
 TIMELINES = YEAR_2023._replace(
     reviews=("training.jsonl", "validation.jsonl", "test.jsonl"),
     items="",
@@ -70,20 +72,56 @@ class AmazonReviews(ReviewBuilder, skip_registration=True):
         "2018": YEAR_2014._replace(items_form="JSON"),
         "2023": YEAR_2023,
         "2023_timelines": TIMELINES,
+        "2023_dpl": DPL,
     }
 
     @classmethod
     def read(cls, source: Path, version: str) -> Raw:
         layout, remarks = cls.layout(version), []
         paths, item_paths = reviews.find(source, layout)
-        events = reviews.events(reviews.rows(paths, layout, remarks), layout, remarks)
+        told = reviews.rows(paths, layout, remarks)
+        if layout is DPL:
+            told = filter(_is_long, told)
+        events = reviews.events(told, layout, remarks)
         if layout.items:
             rows = reviews.descriptions(item_paths, layout, remarks)
         else:
             rows = reviews.rows(paths, layout, [])  # their remarks are made
         items = reviews.items(rows, layout, _describe, np.unique(events["item"]), remarks)
+        if layout is DPL:
+            events, items = _benchmark(events, items, remarks)
         users = len(np.unique(events["user"]))
         return Raw(reviews.SCHEMA, users, timelines(events), _without_root(items), remarks)
+
+
+def _is_long(row: lines.Row) -> bool:
+    text, title = (" ".join(lines.flat(row.get(name))).strip() for name in ("text", "title"))
+    return len(text) >= dpl_benchmark.LETTERS and bool(title)
+
+
+def _benchmark(
+    events: dict[str, np.ndarray], items: list[Record], remarks: list[str]
+) -> tuple[dict[str, np.ndarray], list[Record]]:
+    """The events and items of DPL's benchmark.
+
+    Raises:
+      ValueError: none is left.
+    """
+    low, high = dpl_benchmark.DESCRIBED
+    described = {item["item"] for item in items if low <= len(item["text"]) <= high}
+    keep = np.array([item in described for item in events["item"].tolist()], bool)
+    told = [np.unique(events[name], return_inverse=True)[1] for name in ("user", "item", "review")]
+    keep[keep] &= dpl_benchmark.once(*(column[keep] for column in told[:2]))
+    keep[keep] &= dpl_benchmark.once(told[2][keep])
+    keep[keep] &= dpl_benchmark.chosen(*(column[keep] for column in told[:2]))
+    if not keep.any():
+        raise ValueError(
+            f"of {len(keep)} long reviews DPL's benchmark takes none; are there users "
+            f"of {dpl_benchmark.REVIEWS[0]} and more?"
+        )
+    remarks.append(f"of {len(keep)} long reviews with a title DPL's benchmark takes {keep.sum()}")
+    left = {name: column[keep] for name, column in events.items()}
+    return left, [item for item in items if item["item"] in set(left["item"].tolist())]
 
 
 def _describe(row: lines.Row) -> Record:
