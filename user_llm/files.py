@@ -1,6 +1,7 @@
 """Files that are whole, or not there: written under another name first."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,17 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """The same with a folder that `write` fills; what another process made meanwhile stays."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
