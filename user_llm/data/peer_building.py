@@ -19,7 +19,7 @@ from user_llm.files import write_folder
 
 FILES = ("events.npy", "starts.npy")
 MEMORY = 512 * 2**20  # bytes
-EVENT = 96  # bytes that sorting takes for each event of a block
+EVENT = 72  # bytes that sorting takes for each event of a block, and some to spare
 
 
 def build(
@@ -32,8 +32,9 @@ def build(
 ) -> PeerIndex:
     """The index of a data set's events, from `folder` if it is there, and else built there.
 
-    It goes by a hash of the arrays, which may be memory-mapped. Beside them building takes about
-    `memory` bytes, or what the events of the one most frequent item take.
+    It goes by a hash of the arrays, which may be memory-mapped. Beside them building takes at most
+    `memory` bytes, or what the events of the one most frequent item take. The folder is not the
+    data set's own, whose fingerprint tells of all that is in it.
 
     Raises:
       ValueError: the arrays do not fit each other, or the index that is there is damaged.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from user_llm.data.timelines import Indices, user_of
 
-PIECE = 2**20  # values that are looked at at a time
+PIECE = 2**18  # values that are looked at at a time: they stay in a processor's cache
 
 
 @dataclass(frozen=True)

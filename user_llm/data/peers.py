@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -235,12 +236,19 @@ def _distances(vectors: Vectors, centres: Float[np.ndarray, "C D"]) -> Float[np.
 @contextmanager
 def _clustering():
     """scikit-learn's clusters, made by one thread, which always sums in the same order."""
+    cluster, threads, warning = _scikit_learn()
+    with warnings.catch_warnings(), threads.limit(limits=1):
+        warnings.simplefilter("ignore", warning)  # equal vectors make fewer clusters
+        yield cluster
+
+
+@cache
+def _scikit_learn():
+    """Its clusters, the threads of all libraries that it has loaded, and a warning of its."""
     try:
         from sklearn import cluster
         from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import ThreadpoolController
     except ImportError as error:
         raise ValueError("clusters want scikit-learn; install the extra `peers`") from error
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # equal vectors make fewer clusters
-        yield cluster
+    return cluster, ThreadpoolController(), ConvergenceWarning
