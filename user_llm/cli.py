@@ -25,6 +25,7 @@ TARGETS = {
     "benchmark encoder": "user_llm.commands:benchmark_encoder",
     "benchmark decode": "user_llm.commands:benchmark_decode",
     "benchmark catalog": "user_llm.commands:benchmark_catalog",
+    "benchmark difference": "user_llm.commands:benchmark_difference",
     "benchmark int8": "user_llm.commands:benchmark_int8",
     "benchmark rectools": "user_llm.commands:benchmark_rectools",
     "zoo": "user_llm.commands:zoo",
@@ -216,12 +217,14 @@ def _parser() -> argparse.ArgumentParser:
     encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
+    difference = add("benchmark difference", "time training with differences", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
         (inference, "inference"),
         (encoder, "encoder"),
         (decode, "decode"),
         (catalog, "catalog"),
+        (difference, "difference"),
         (int8, "int8"),
     ):
         sub.add_argument(
@@ -238,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         (encoder, "--rounds", 3, rounds),
         (decode, "--rounds", 3, rounds),
         (catalog, "--rounds", 15, "in which each step is timed; the fastest one counts"),
+        (difference, "--rounds", 15, "steps of each system; the fastest one counts"),
     ):
         text += " (default: %(default)s)"
         sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
@@ -265,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)",
     )
-    for sub in (inference, decode, catalog):
+    for sub in (inference, decode, catalog, difference):
         sub.add_argument(
             "--record",
             type=Path,

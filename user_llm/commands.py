@@ -17,8 +17,10 @@ from user_llm.evaluation import (
     catalog_benchmark,
     comparison,
     decode_benchmark,
+    difference_benchmark,
     encoder_benchmark,
     inference_benchmark,
+    inference_subject,
     inference_table,
     int8,
     records,
@@ -154,6 +156,16 @@ def benchmark_catalog(folder: Path, rounds: int, record: Path | None) -> None:
     print(catalog_benchmark.table(result))
     if record is not None:
         keep(result, catalog_benchmark.metrics(result), record, time.perf_counter() - started)
+
+
+def benchmark_difference(folder: Path, rounds: int, record: Path | None) -> None:
+    """Times a step of training with differences beside one without and prints the table."""
+    started = time.perf_counter()
+    shape = inference_subject.published(inference_benchmark.DECODERS["3m"])
+    result = difference_benchmark.benchmark(folder, shape, rounds=rounds)
+    print(difference_benchmark.table(result))
+    if record is not None:
+        keep(result, difference_benchmark.metrics(result), record, time.perf_counter() - started)
 
 
 def keep(result: dict, figures: dict[str, dict[str, float]], folder: Path, seconds: float) -> None:
