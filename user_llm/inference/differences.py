@@ -42,9 +42,7 @@ def column(
     key = f"{data.hash}{compared.source}{config.model_dump_json()}"
     path = folder / f"differences-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if not path.is_file():
-        index = peer_building.build(
-            folder / f"peers-{data.hash[:16]}", data.offsets, data.times, data.item
-        )
+        index = peer_building.build(folder, data.offsets, data.times, data.item)
         write_whole(path, partial(_write, index=index, compared=compared, config=config))
     return np.load(path, mmap_mode="r")
 
