@@ -35,6 +35,7 @@ from user_llm.config import (
 
 RUNS, SEEDS = "runs/personas", 3
 TOLD = 2  # entries of a profile that a prompt spells out
+LONGER = 400  # steps of the rows of that name
 QUERY = 32  # tokens of the present text that a persona reads
 SETS: dict[str, tuple[Task, SourceConfig]] = {
     "ratings": (
@@ -147,7 +148,9 @@ def table(
     rows |= {row: PERSONA.model_copy(update={"persona": own}) for row, own in PERSONAS.items()}
     rows |= {"timeline": TIMELINE, "pplug_whole": WHOLE}
     chief = list(rows)
-    rows |= VARIANTS if variants else {}
+    if variants:
+        longer = {f"{row}_longer": rows[row] for row in ("no_profile", "pplug", "pplug_mean")}
+        rows |= VARIANTS | longer
     for seed in range(seeds):
         lent = LanguageModelConfig(
             from_run=f"{runs}/{name}_taught/seed-{seed}", from_stage="finetune"
@@ -157,6 +160,7 @@ def table(
                 continue
             remembers = bool(system.streams)
             frozen = system.strategy == "encoder"
+            asked = LONGER if row.endswith("_longer") else steps
             rates = {"learning_rate": 3e-3 if frozen else 3e-4}  # of what is new, and of words
             rates["encoder_rate"] = 1e-4 / rates["learning_rate"]  # the paper's for its encoder
             yield Experiment(
@@ -169,8 +173,8 @@ def table(
                 system=system,
                 finetune=finetune.model_copy(
                     update={
-                        "steps": steps,
-                        "validate_every": steps // 2,
+                        "steps": asked,
+                        "validate_every": asked // 2,
                         "optim": optim.model_copy(update=rates),
                         "drop_history": 0.5 if remembers else 0.0,
                     }
