@@ -90,8 +90,8 @@ class DifferenceConfig(Config):
     @classmethod
     def dep(cls, **parts: Any) -> "DifferenceConfig":
         """As published, but for the parts that are given."""
-        peers = PeerConfig(most=512, weights="distance")
-        published = {"vectors": "text", "peers": peers, "events": 8, "own": True}
+        published: dict[str, Any] = {"vectors": "text", "events": 8, "own": True}
+        published |= {"peers": PeerConfig(most=512, weights="distance")}
         return cls(**published | {"compressor": "autoencoder"} | parts)
 
     @model_validator(mode="after")

@@ -91,15 +91,16 @@ def _write(path: Path, *, data: Dataset, encoder: Encoder, params: dict, mesh: M
 
     with jax.set_mesh(mesh), tqdm(total=len(data.item), desc="events", unit="event") as bar:
         for first in range(0, len(starts), rows):
-            some = [
+            begin, size = (
                 np.resize(x[first : first + rows], (rows, x.shape[1])) for x in (starts, lengths)
-            ]
-            events, segments = spread(*some, 2 * half)
+            )
+            events, segments = spread(begin, size, 2 * half)
             shown = data.gather(events)
             if EVENT_TIME in shown:  # when the next event comes is not known yet
                 shown[QUERY_TIME] = shown[EVENT_TIME]
             vectors = np.asarray(read(params, *jax.device_put((shown, segments), place)))
-            start, length = (np.take_along_axis(x, np.maximum(segments - 1, 0), 1) for x in some)
+            nth = np.maximum(segments - 1, 0)
+            start, length = (np.take_along_axis(x, nth, axis=1) for x in (begin, size))
             told = (segments > 0) & ((length <= half) | (events - start >= half))
             found[events[told]] = vectors[told]
             bar.update(np.unique(events[told]).size)

@@ -1,5 +1,6 @@
 """One decoder for every family: groups of layers, each perhaps with a gated cross-attention."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -165,12 +166,16 @@ class Decoder(nnx.Module):
         self.layers = jax.vmap(block)(rngs.split(config.num_hidden_layers))  # [L, ...]
         width = config.hidden_size
 
-        def cross(rngs):
+        def cross(config: CrossAttentionConfig, rngs: nnx.Rngs) -> nnx.Module:
             if lanes:
-                return CrossLanes(cross_attention, width, lanes, rngs=rngs)
-            return CrossAttention(cross_attention, width, rngs=rngs)
+                return CrossLanes(config, width, lanes, rngs=rngs)
+            return CrossAttention(config, width, rngs=rngs)
 
-        self.cross = jax.vmap(cross)(rngs.split(self.groups)) if cross_attention else None  # [G]
+        self.cross: Any = (
+            jax.vmap(partial(cross, cross_attention))(rngs.split(self.groups))  # [G, ...]
+            if cross_attention
+            else None
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, family.norm_offset)
         self.lm_head = (
             None
