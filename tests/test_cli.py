@@ -40,6 +40,7 @@ COMMANDS = {
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "zoo": ["zoo", "--items", "9"],
     "embed-texts": ["embed-texts", "models/bert", "datasets/tiny", "--out", "vectors"],
+    "dpl": ["dpl", "datasets/tiny", "--url", "http://host/v1", "--model", "m", "--out", "dpl"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
     "data lamp-from-reviews": ["data", "lamp-from-reviews", "datasets/tiny", "--out", "lamp"],

@@ -8,9 +8,7 @@ import time
 
 import numpy as np
 import pytest
-import transformers
-from test_text_encoders import write_theirs
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from encoder_made import write_encoder
 
 from user_llm.cli import main
 from user_llm.data import builders
@@ -36,19 +34,7 @@ SENTENCES = [
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A folder with a random BERT and a tokenizer of a few words."""
-    folder = tmp_path_factory.mktemp("encoder")
-    write_theirs(folder)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS, *"0123"])}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    marks = ("pad", "unk", "cls", "sep", "mask")
-    named = {f"{name}_token": mark for name, mark in zip(marks, special, strict=True)}
-    transformers.BertTokenizerFast(tokenizer_object=made, **named).save_pretrained(folder)
-    return folder
+    return write_encoder(tmp_path_factory.mktemp("encoder"), WORDS)
 
 
 def draw(count, seed=0):

@@ -32,6 +32,7 @@ TARGETS = {
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
     "embed-texts": "user_llm.commands:embed_texts",
+    "dpl": "user_llm.evaluation.dpl:main",
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
     "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
@@ -331,6 +332,12 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument(
         "--instruction", default="", metavar="TEXT", help="what each text is read after"
     )
+
+    dpl = add("dpl", "let a language model of an endpoint write users' last reviews")
+    dpl.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    told = "--url, --model, --out and more: `user-llm dpl DIR --help` lists them"
+    flags = dpl.add_argument("flags", nargs=argparse.REMAINDER, metavar="--FLAG VALUE", help=told)
+    flags.required = False
 
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -1,5 +1,6 @@
 """Which of a user's past texts a prompt spells out."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def choose(
         from bm25s import BM25
     except ImportError as error:
         raise ValueError('retrieval "bm25" wants bm25s; install the extra `text`') from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index that it builds
     corpus = [text.split() for text in texts]
     known = {word for words in corpus for word in words}
     words = [word for word in query.split() if word in known]
