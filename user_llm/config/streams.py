@@ -90,9 +90,14 @@ class DifferenceConfig(Config):
     @classmethod
     def dep(cls, **parts: Any) -> "DifferenceConfig":
         """As published, but for the parts that are given."""
-        published: dict[str, Any] = {"vectors": "text", "events": 8, "own": True}
-        published |= {"peers": PeerConfig(most=512, weights="distance")}
-        return cls(**published | {"compressor": "autoencoder"} | parts)
+        published: dict[str, Any] = {
+            "vectors": "text",
+            "peers": PeerConfig(most=512, weights="distance"),
+            "events": 8,
+            "own": True,
+            "compressor": "autoencoder",
+        }
+        return cls(**{**published, **parts})
 
     @model_validator(mode="after")
     def _consistent(self):
