@@ -215,6 +215,7 @@ def test_differences_join_a_timeline_and_ask_for_themselves(vectors):
     model = random_model(make)
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
     assert memory.tokens.shape[1] == model.system.prefix == PERCEIVER.latents + 1 + own.width
+    assert memory.mask.all()  # of who has few events, too, as in training
     bare = random_model(make)
     bare.kinds[...] = jnp.zeros_like(model.kinds[...])
     unmarked = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(bare, batch)

@@ -153,8 +153,10 @@ class UserLLM(nnx.Module):
             tokens = [
                 x + kind.astype(dtype) for x, kind in zip(tokens, self.kinds[...], strict=True)
             ]
-        masks = [m.mask for m in memories.values()]
-        return Memory(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
+        mask = jnp.concatenate([m.mask for m in memories.values()], axis=1)
+        if not self.system.crossed:  # a prompt has no holes
+            mask = jnp.ones_like(mask)
+        return Memory(jnp.concatenate(tokens, axis=1), mask)
 
     def hidden(self, batch: dict[str, Any]) -> Float[Array, "B T D"]:
         """The decoder's last hidden states for `batch["tokens"]`."""
