@@ -14,6 +14,7 @@ from user_llm.data.tasks import (
     FavoriteCategory,
     NextItem,
     ReviewGeneration,
+    history_text,
 )
 from user_llm.data.text import Tokenizer
 from user_llm.data.timelines import user_of
@@ -190,3 +191,24 @@ def test_a_summary_stands_before_the_events(tokenizer):
     source = make(tokenizer, data, {"next_item": 1.0}, text_history=1, text_summary=True)
     summary, event, _ = source.question(source.tasks[0], 5).prompt.splitlines()
     assert summary.startswith("4 seen; ") and event == "Film 4 of many (Action, Comedy, 5)"
+
+
+def test_tokens_of_a_memory_stand_behind_what_is_told_of_their_event(tokenizer):
+    """The newest event's are the memory's last, whatever comes before."""
+    data = timelines_made.dataset(timelines_made.lengths_to_items([6, 3]))
+    placed = make(tokenizer, data, {"next_item": 1.0}, text_history=3, places=(4, 2))
+    (task,) = placed.tasks
+    targets = [(task, 5), (task, 7), (task, 6)]  # after five events, one and none
+    questions, prompts = placed.prompts(targets)
+    told = [[2, 3, 4], [6], []]
+    for (_, target), question, prompt, events in zip(
+        targets, questions, prompts, told, strict=True
+    ):
+        wanted, first = [], 4 - len(events)
+        for nth, event in enumerate(events):
+            wanted += tokenizer.pieces([history_text(data, np.array([event]))])[0]
+            wanted += [-1 - 2 * (first + nth), -2 - 2 * (first + nth)]
+        wanted += tokenizer.pieces(["The next film:"])[0]
+        begin = [] if tokenizer.bos is None else [tokenizer.bos]
+        assert prompt == begin + wanted
+        assert question == placed.question(task, target)

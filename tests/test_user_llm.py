@@ -263,6 +263,34 @@ def test_each_stream_may_have_a_cross_attention_of_its_own():
     np.testing.assert_allclose(logits(model, batches[0]), plain, rtol=1e-5, atol=1e-5)
 
 
+def test_tokens_of_events_may_stand_in_the_prompt():
+    """Where it places them by negative tokens, in training as in generation."""
+    make, system, batch = personal()
+    own = DifferenceConfig.dep(events=2, code=5)
+    changes = {"streams": ("difference",), "difference": own, "fusion": "interleaved"}
+    make = partial(
+        make.func, system.model_copy(update=changes | {"text_history": 2}), *make.args[1:]
+    )
+    apart = np.random.default_rng(4).normal(size=(3, 6, 7)).astype(np.float32)
+    tokens = np.array([[5, -1, -2, 9, -3, -4, 7]] * 3, np.int32)
+    batch = batch | {"events": batch["events"] | {DIFFERENCE: apart}, "tokens": tokens}
+    model = random_model(make)
+    assert model.system.prefix == 0
+    memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
+    found = np.asarray(logits(model, batch))
+    table = np.asarray(model.decoder.embed_tokens[...])
+    for user in range(3):
+        told = np.asarray(memory.tokens[user])
+        x = np.stack([table[t] if t >= 0 else told[-1 - t] for t in tokens[user]])
+        hidden = jax.jit(lambda decoder, x: decoder.hidden(x))(model.decoder, x[None])
+        wanted = hidden[0] @ table.T
+        np.testing.assert_allclose(found[user], wanted, rtol=1e-4, atol=1e-4)
+    answers, _ = Generator(model.decoder).start(tokens.tolist(), prefix=memory)
+    np.testing.assert_allclose(answers, found[:, -1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"prompt 0 has tokens \[-5\] outside"):
+        Generator(model.decoder).start([[5, -5]] * 3, prefix=memory)
+
+
 def test_a_persona_needs_a_text_encoder():
     with pytest.raises(ValueError, match="give it their encoder's config"):
         nnx.eval_shape(lambda: make(changed(CROSSED, streams=("persona",)))(rngs=nnx.Rngs(0)))
@@ -281,6 +309,10 @@ def test_contradictory_settings_are_refused():
         check(changed(NAMED, streams=()))
     with pytest.raises(ValueError, match=r"fusion='none' leaves the streams unread"):
         check(changed(CROSSED, fusion="none"))
+    interleaved = changed(CROSSED, fusion="interleaved", streams=("difference",), text_history=4)
+    with pytest.raises(ValueError, match="places the tokens of each event behind its words"):
+        check(interleaved)  # a Perceiver's tokens are of no event
+    check(changed(interleaved, difference=DifferenceConfig.dep()))
     for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
         check(fine)
 

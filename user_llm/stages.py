@@ -327,6 +327,7 @@ def examples(
         first_item=run.decoder_config.vocab_size if system.item_tokens else None,
         drop=drop,
         passages=run.passages(system),
+        places=system.difference.places if system.interleaved else None,
     )
 
 

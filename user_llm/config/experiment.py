@@ -95,6 +95,15 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _whole_histories(self):
+        if self.system.interleaved and self.finetune.drop_history:
+            raise ValueError(
+                'system.fusion="interleaved" places tokens of the very events that a prompt tells '
+                f"of; set finetune.drop_history={self.finetune.drop_history} to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_encoder(self):
         if self.grow_from and self.encoder_from:
             raise ValueError(

@@ -288,13 +288,18 @@ class SystemConfig(Config):
 
     @property
     def crossed(self) -> bool:
-        """Whether it does so by cross-attention, else the memory stands before the prompt."""
+        """Whether it does so by cross-attention, else the memory stands before or in the prompt."""
         return self.remembers and self.fusion == "cross_attention"
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether its tokens stand in the prompt, behind what that tells of their events."""
+        return self.remembers and self.fusion == "interleaved"
 
     @property
     def prefix(self) -> int:
         """The tokens of the memory where it stands before the prompt."""
-        if not self.remembers or self.crossed:
+        if not self.remembers or self.fusion != "soft_prompt":
             return 0
         return sum(self.widths)
 

@@ -85,7 +85,12 @@ class DifferenceConfig(Config):
         """The tokens that they become."""
         if self.compressor == "perceiver":
             return self.perceiver.latents
-        return self.events * (1 + self.own)
+        return self.places[0] * self.places[1]
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """The events of which an autoencoder makes tokens, and how many each has."""
+        return self.events, 1 + self.own
 
     @classmethod
     def dep(cls, **parts: Any) -> "DifferenceConfig":

@@ -112,6 +112,8 @@ class Examples:
       first_item: the token of item 0, where items are tokens; otherwise next items are spelled.
       drop: of a timeline a random part is left out, up to that share (see `timelines.thinned`).
       passages: what makes tokens of the text that a question is about, where a stream reads it.
+      places: of how many newest events the memory has tokens, and how many each, where they stand
+        in the prompt behind what it tells of the event; token -1 - m is the memory's m.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Examples:
         first_item: int | None = None,
         drop: float = 0.0,
         passages: PassageTokenizer | None = None,
+        places: tuple[int, int] | None = None,
     ):
         self.dataset, self.targets, self.tokenizer = dataset, targets, tokenizer
         self.tasks, shares = list(tasks), np.array(list(tasks.values()))
@@ -137,7 +140,7 @@ class Examples:
         self.text_history, self.text_summary = text_history, text_summary
         self.retrieval: Retrieval = retrieval
         self.first_item = first_item
-        self.drop, self.passages = drop, passages
+        self.drop, self.passages, self.places = drop, passages, places
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -172,14 +175,34 @@ class Examples:
         return [(self._draw(target, seed), target) for target, seed in drawn]
 
     def _tokens(self, asked: Sequence[Asking]) -> tuple[list[list[int]], list[list[int]]]:
-        questions = [self.question(*one) for one in asked]
-        prompts = self.tokenizer.prompts([question.prompt for question in questions])
+        questions, prompts = self.prompts(asked)
         answers = self.tokenizer.answers([question.answer for question in questions])
         if self.first_item is not None:
             for row, (task, target) in enumerate(asked):
                 if isinstance(task, NextItem):
                     answers[row] = [self.first_item + int(self.dataset.item[target])]
         return prompts, answers
+
+    def prompts(self, asked: Sequence[Asking]) -> tuple[list[Question], list[list[int]]]:
+        """The questions, and the tokens of their prompts."""
+        questions = [self.question(*one) for one in asked]
+        if self.places:
+            return questions, [self._placed(*one) for one in asked]
+        return questions, self.tokenizer.prompts([question.prompt for question in questions])
+
+    def _placed(self, task: Task, target: int) -> list[int]:
+        """A prompt that tells of events piece by piece, with the memory's tokens behind each."""
+        assert self.places is not None, "asked of prompts with places alone"
+        (newest, each), events = self.places, self._history(target)
+        told = events[len(events) - min(self.text_history, len(events)) :]
+        begin = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        texts = [task.told("", told[nth : nth + 1]) for nth in range(len(told))]
+        *pieces, last = self.tokenizer.pieces([*texts, task.ask(events, target).prompt])
+        first = newest - len(told)  # the memory's place for the oldest of them
+        for nth, piece in enumerate(pieces):
+            places = range((first + nth) * each, (first + nth + 1) * each)
+            begin += [*piece, *(-1 - place for place in places)]
+        return begin + last
 
     def timelines(self, rows: Rows, seeds: Rows | None = None) -> Arrays:
         """The events and segments of these examples' histories; by the seeds, of parts of them."""
@@ -197,12 +220,15 @@ class Examples:
 
     def question(self, task: Task, target: int) -> Question:
         """The task's question about a target event, the text history before it."""
-        (events,) = histories(np.array([target]), self.dataset.offsets, self.history)
-        events = events[events >= 0]
+        events = self._history(target)
         question = task.ask(events, target)
         prompt = task.told(question.prompt, self._retrieved(task, target, events))
         summary = summary_text(self.dataset, events, task.noun) if self.text_summary else ""
         return question._replace(prompt=summary + prompt)
+
+    def _history(self, target: int) -> Int[np.ndarray, " H"]:
+        (events,) = histories(np.array([target]), self.dataset.offsets, self.history)
+        return events[events >= 0]
 
     def _retrieved(
         self, task: Task, target: int, events: Int[np.ndarray, " H"]

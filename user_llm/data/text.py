@@ -60,6 +60,10 @@ class Tokenizer:
             "input_ids"
         ]
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of what stands within a prompt."""
+        return self._encode(texts)
+
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens with the beginning-of-sequence token before them, if there is one."""
         bos = [] if self.bos is None else [self.bos]

@@ -60,8 +60,8 @@ def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
     Tokens of the prompt, and operations up to the first token, the user's memory made anew.
     """
     examples = stages.examples(run, system.name, targets)
-    questions = [examples.question(task, target) for target in targets.tolist()]
-    tokens = [len(ids) for ids in system.prompts([question.prompt for question in questions])]
+    _, prompts = examples.prompts([(task, target) for target in targets.tolist()])
+    tokens = [len(ids) for ids in system.cut(prompts)]
     before = targets - run.dataset.offsets[user_of(targets, run.dataset.offsets)]
     events = np.minimum(before, run.experiment.finetune.history).tolist()
     inputs = tuple(run.dataset.inputs)

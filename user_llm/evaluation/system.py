@@ -93,8 +93,8 @@ class System:
         examples = stages.examples(self.run, self.name, targets)
         remembered = examples if users is None else stages.examples(self.run, self.name, users)
         catalog, found = self._catalog(task), []
-        questions = [examples.question(task, target) for target in targets.tolist()]
-        asked = self.prompts([question.prompt for question in questions], catalog)
+        _, prompts = examples.prompts([(task, target) for target in targets.tolist()])
+        asked = self.cut(prompts, catalog)
         longest = row_length(max(map(len, asked), default=1))
         size = min(self.run.experiment.evaluation.batch_size, max(1, PROMPTS // longest))
         batches = list(chunks(np.arange(len(targets)), size))
@@ -115,8 +115,8 @@ class System:
         stacked = (np.concatenate([getattr(a, n) for a in found]) for n in ("choices", "scores"))
         return Answers(texts, *stacked)
 
-    def prompts(self, texts: list[str], catalog: Catalog | None = None) -> list[list[int]]:
-        """Tokens that leave room for an answer, no more than training's rows; the oldest go first.
+    def cut(self, prompts: list[list[int]], catalog: Catalog | None = None) -> list[list[int]]:
+        """Prompts that leave room for an answer, no more than training's rows; the oldest go first.
 
         But for the very first one.
         """
@@ -127,7 +127,6 @@ class System:
         told = self.config.told
         row = experiment.evaluation.text_tokens if told else experiment.finetune.max_tokens
         room = min(row, most - self.config.prefix - answer)
-        prompts = self.run.tokenizer.prompts(texts)
         return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
 
     def _write(self, prompts: list[list[int]], memory: Context) -> list[str]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from user_llm.inference.buckets import bucket, row_length
 from user_llm.inference.sampling import Choice, Sampling, add_tokens, choose, seen_tokens
 from user_llm.models.attention import Cache, KVCache
-from user_llm.models.decoder import Decoder, Views
+from user_llm.models.decoder import Decoder, Views, placed
 from user_llm.models.layers import Memory
 
 
@@ -84,7 +84,8 @@ class Generator:
     ) -> tuple[Float[Array, "B V"], State]:
         """Logits of the first new token, and the state after the prompt.
 
-        The cross-attentions read `memory`; the tokens of `prefix` stand before the prompt.
+        The cross-attentions read `memory`; the tokens of `prefix` stand before the prompt, but for
+        those that its mask leaves out: a prompt may place them itself (see `decoder.placed`).
         """
         return _prefill(self.graph, self.params, tokens, lengths, memory, prefix)
 
@@ -133,7 +134,7 @@ class Generator:
                     f"prompt {i} with prefix and answer takes {total} positions of {limit}; "
                     "shorten it or ask for fewer new tokens"
                 )
-            if odd := [x for x in prompt if not 0 <= x < self.config.vocab_size]:
+            if odd := [x for x in prompt if not -before <= x < self.config.vocab_size]:
                 problems.append(f"prompt {i} has tokens {odd} outside of the vocabulary")
         for name, given in (("memory", memory), ("prefix", prefix)):
             if given and len(given.tokens) != len(prompts):
@@ -250,6 +251,7 @@ def _prefill(graph, params, tokens, lengths, memory, prefix):
     decoder = graph.merge(params)
     x, real = decoder.embed(tokens), jnp.arange(tokens.shape[1]) < lengths[:, None]
     if prefix is not None:
+        x = placed(x, tokens, prefix)
         x = jnp.concatenate([prefix.tokens.astype(x.dtype), x], axis=1)
         real = jnp.concatenate([prefix.mask, real], axis=1)
         order = jnp.argsort(~real, axis=1, stable=True)  # positions have no holes

@@ -87,6 +87,15 @@ class CrossLanes(nnx.Module):
         return jnp.split(x, x.shape[1] - np.cumsum(self.later[::-1])[::-1], axis=1)
 
 
+def placed(
+    x: Float[Array, "B T D"], tokens: Int[Array, "B T"], memory: Memory
+) -> Float[Array, "B T D"]:
+    """The embeddings with the memory's tokens where a prompt places them: token -1 - m is its m."""
+    at = jnp.maximum(-1 - tokens, 0)[..., None]
+    given = jnp.take_along_axis(memory.tokens.astype(x.dtype), at, axis=1)
+    return jnp.where(tokens[..., None] < 0, given, x)
+
+
 class View(NamedTuple):
     """What the tokens see of each other, and where they stand."""
 
@@ -190,10 +199,13 @@ class Decoder(nnx.Module):
         )
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The tokens' embeddings, in the type of the activations."""
+        """The tokens' embeddings, in the type of the activations.
+
+        A negative token has that of token 0, for something else is to be `placed` there.
+        """
         # Looking up in a table split over its features would make XLA gather the activations.
         table = constrain(self.embed_tokens[...].astype(self.config.dtype), "vocab", None)
-        x = constrain(table[tokens], "batch", None, None)
+        x = constrain(table[jnp.maximum(tokens, 0)], "batch", None, None)
         return x * jnp.asarray(self._embedding_scale, x.dtype)
 
     def embedding_length(self) -> Float[Array, ""]:

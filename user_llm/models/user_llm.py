@@ -15,7 +15,7 @@ from user_llm.config import (
     SystemConfig,
     TextEncoderConfig,
 )
-from user_llm.models.decoder import Decoder
+from user_llm.models.decoder import Decoder, placed
 from user_llm.models.differences import DifferenceStream
 from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
@@ -154,8 +154,8 @@ class UserLLM(nnx.Module):
                 x + kind.astype(dtype) for x, kind in zip(tokens, self.kinds[...], strict=True)
             ]
         mask = jnp.concatenate([m.mask for m in memories.values()], axis=1)
-        if not self.system.crossed:  # a prompt has no holes
-            mask = jnp.ones_like(mask)
+        if not self.system.crossed:  # a prompt has no holes; one that places them has none before
+            mask = jnp.full_like(mask, not self.system.interleaved)
         return Memory(jnp.concatenate(tokens, axis=1), mask)
 
     def hidden(self, batch: dict[str, Any]) -> Float[Array, "B T D"]:
@@ -167,6 +167,8 @@ class UserLLM(nnx.Module):
         x = self.speaker().embed(batch["tokens"])
         if memory is None or self.system.crossed:
             return self.decoder.hidden(x, memory)
+        if self.system.interleaved:
+            return self.decoder.hidden(placed(x, batch["tokens"], memory))
         prefixed = jnp.concatenate([memory.tokens, x], axis=1)
         return self.decoder.hidden(prefixed)[:, memory.tokens.shape[1] :]
 
@@ -222,6 +224,18 @@ def check(system: SystemConfig) -> None:
     if system.item_tokens and not timeline:
         raise ValueError(
             f"item_tokens are made by a timeline's encoder; streams={system.streams} has none"
+        )
+    apart = system.difference
+    if system.interleaved and (
+        system.streams != ("difference",)
+        or apart.compressor != "autoencoder"
+        or not 0 < system.text_history <= apart.events
+        or system.retrieval != "recency"
+    ):
+        raise ValueError(
+            'fusion="interleaved" places the tokens of each event behind its words: it needs '
+            'streams=("difference",), difference.compressor="autoencoder", retrieval="recency" '
+            f"and text_history between 1 and difference.events={apart.events}"
         )
     if system.streams and not system.remembers and not system.item_tokens:
         raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")
