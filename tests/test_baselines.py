@@ -48,7 +48,7 @@ def test_futures_without_unseen_users_are_refused():
 
 
 def test_training_asks_of_no_future_behind_its_own_events(run):
-    data, stops = run.training
+    data, _, stops = run.training_of(run.dataset)
     asked = stages.training_examples(run, "user_llm")
     (future,) = (task for task in asked.tasks if isinstance(task, FutureFavorite))
     fits = asked.targets + 10 <= stops[user_of(asked.targets, data.offsets)]

@@ -52,9 +52,21 @@ def made(tmp_path, mesh):
     return run
 
 
-@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
-def test_a_run_compares_trains_and_is_judged(made, fusion):
-    run = made(fusion=fusion)
+CODES = DifferenceConfig(events=5, compressor="autoencoder", code=6)
+DEP_FORM = {"streams": ("difference",), "difference": CODES, "text_history": 3}
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        {"fusion": "cross_attention"},
+        {"fusion": "soft_prompt"},
+        {"fusion": "interleaved"} | DEP_FORM,
+    ],
+    ids=["crossed", "prompt", "interleaved"],
+)
+def test_a_run_compares_trains_and_is_judged(made, system):
+    run = made(**system)
     rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
     assert {"user_llm", "shuffled_memory", "popularity", "past"} <= rows.keys()
     for name in ("user_llm", "past", "popularity"):

@@ -38,7 +38,7 @@ def test_no_batch_of_any_training_holds_a_held_out_item(run):
 
 
 def test_training_reads_every_other_training_event_and_whole_rows_of_it(run):
-    data, stops = run.training
+    data, _, stops = run.training_of(run.dataset)
     kept = [np.arange(*r) for r in zip(data.offsets[:-1], stops, strict=True)]
     kept = np.concatenate(kept)
     events = run.training_events
@@ -54,7 +54,7 @@ def test_training_reads_every_other_training_event_and_whole_rows_of_it(run):
 def test_a_run_that_holds_nothing_out_trains_on_its_data_set_itself(tmp_path):
     run = Run(EXPERIMENT, tmp_path)
     run.dataset = dataset([[0, 1, 2, 3], [3, 2, 1]])
-    assert run.training[0] is run.dataset
+    assert run.training_of(run.dataset).data is run.dataset
 
 
 def test_new_items_and_cold_users_are_ranked_beside_the_test(run, monkeypatch):
