@@ -9,7 +9,7 @@ from user_llm.data import builders, lamp
 from user_llm.data.dataset import load
 from user_llm.data.lamp import KINDS, Question
 from user_llm.data.tasks import TASKS
-from user_llm.runs import split
+from user_llm.sources import split
 
 
 def questions(task, ages, output=True):

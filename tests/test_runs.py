@@ -11,7 +11,8 @@ from timelines_made import dataset
 from user_llm import commands
 from user_llm.config import DecoderConfig, Experiment, LanguageModelConfig
 from user_llm.huggingface import decoder_config
-from user_llm.runs import Run, data_path
+from user_llm.runs import Run
+from user_llm.sources import data_path
 
 
 def with_part(part: str, **changes) -> Experiment:

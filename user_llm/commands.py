@@ -32,7 +32,8 @@ from user_llm.evaluation.metrics import spread, table
 from user_llm.files import write_whole
 from user_llm.inference import embeddings, text_vectors
 from user_llm.models import zoo as sizes
-from user_llm.runs import Run, data_path
+from user_llm.runs import Run
+from user_llm.sources import data_path
 from user_llm.training import tracking
 
 PREDICTED = 4096  # users whose recommendations are in memory at a time

