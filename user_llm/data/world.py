@@ -10,8 +10,9 @@ where `match` is the user's taste along the film's genres, an Ornstein-Uhlenbeck
 and `pull` leads to the sequels of what the user has lately watched. No film is watched twice, and
 no sequel before its predecessor. Every user is a function of the films, the seed and their number.
 
-So it is among `fans`. `critics` watch what everyone watches, whatever their taste, which shows in
-how their ratings differ from those that others give the same film: a film's quality says more.
+So it is among `fans`. `critics` watch what everyone watches, whatever their taste, of so many films
+that each is rare. Their stars tell a film's quality, and how lenient they are: of a few films which
+of the two it is shows in what others gave the same ones.
 """
 
 from collections.abc import Iterator
@@ -44,10 +45,12 @@ CHUNK = 256  # users simulated at a time
 class Manners(NamedTuple):
     """How users choose and rate; what a standard deviation adds to a logit or to the stars."""
 
+    films: int  # to choose from
     taste: float
     quality: float
     drift_days: float  # in which the correlation of a taste with its past falls to 1 / e
     stars: float  # of the average film
+    star_bias: float  # of a user
     star_quality: float
     star_match: float
     star_noise: float
@@ -55,8 +58,8 @@ class Manners(NamedTuple):
 
 MANNERS = {
     # Quality counts little, so that popularity says little about the next film.
-    "fans": Manners(2.0, 0.2, 100.0, 2.6, 0.5, 0.5, 0.5),
-    "critics": Manners(0.0, 0.2, 400.0, 3.0, 1.0, 0.8, 0.2),
+    "fans": Manners(400, 2.0, 0.2, 100.0, 2.6, 0.5, 0.5, 0.5, 0.5),
+    "critics": Manners(2880, 0.0, 0.2, 400.0, 3.0, 1.0, 1.2, 0.3, 0.2),
 }
 
 
@@ -233,7 +236,7 @@ class World:
         evening = (18 + 2 * slot) * HOUR + rng.integers(2 * HOUR, size=most)
         return Draws(
             length=int(rng.integers(EVENTS[0], most + 1)),
-            bias=rng.normal(0, 0.5),
+            bias=rng.standard_normal(),
             style=draw_style(rng),
             timestamps=EPOCH + day * DAY + evening,
             taste_noise=rng.standard_normal((most, len(GENRES))),
@@ -276,7 +279,8 @@ class World:
 
     def _ratings(self, draw: Draws, items: np.ndarray, match: np.ndarray) -> np.ndarray:
         manners = MANNERS[self.kind]
-        score = manners.stars + draw.bias + manners.star_quality * self._films.quality[items]
+        score = manners.stars + manners.star_bias * draw.bias
+        score += manners.star_quality * self._films.quality[items]
         score += manners.star_match * match + manners.star_noise * draw.rating_noise
         return np.clip(np.round(score[: draw.length]), 1, 5).astype(np.float32)
 

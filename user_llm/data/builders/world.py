@@ -37,5 +37,7 @@ class World(TimelineBuilder, skip_registration=True):
 
     @classmethod
     def read(cls, source: None, version: str, *, users: int = 2000, seed: int = 0) -> Raw:
-        made = world.World(users=users, seed=seed, kind=version or "fans")
+        kind = version or "fans"
+        films = world.MANNERS[kind].films
+        made = world.World(users=users, num_items=films, seed=seed, kind=kind)
         return Raw(SCHEMA, users, made.timelines, list(made.items()), [])
