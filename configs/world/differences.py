@@ -48,8 +48,16 @@ def sweep() -> Sweep:
     unrated = base.pretrain.model_copy(update={"objective": ObjectiveConfig(weights={"rating": 0})})
     reader = encoder_only(name="encoder", data=data, encoder=base.encoder, pretrain=unrated)
     none = {"align": StageConfig(steps=0), "pretrain": PretrainConfig(steps=0)}
+    finetune = FinetuneConfig(
+        steps=600,
+        batch_size=48,
+        optim=OptimConfig(schedule="cosine", warmup_steps=60),
+        tasks={"rating_among_peers": 1.0},
+        max_tokens=24,
+        validate_every=200,
+    )
     words = base.model_copy(
-        update={"name": "words", "data": data, "finetune": FinetuneConfig(steps=0)}
+        update={"name": "words", "data": data, "finetune": finetune.model_copy(update={"steps": 0})}
         | {"system": base.system.model_copy(update={"streams": ()})}
         | none
     )
@@ -70,14 +78,7 @@ def sweep() -> Sweep:
                         update={"streams": streams, "difference": compared}
                     ),
                     "warmup": WarmupConfig(steps=0),
-                    "finetune": FinetuneConfig(
-                        steps=600,
-                        batch_size=48,
-                        optim=OptimConfig(schedule="cosine", warmup_steps=60),
-                        tasks={"rating_among_peers": 1.0},
-                        history=events,
-                        max_tokens=24,
-                    ),
+                    "finetune": finetune.model_copy(update={"history": events}),
                     "evaluation": EvaluationConfig(users=1000, baselines=("shuffled_memory",)),
                 }
                 | none
