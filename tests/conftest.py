@@ -33,6 +33,23 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """A real, small model that an OpenAI-compatible endpoint may answer with."""
+    import chat_server
+
+    return chat_server.Model(chat_server.write_model(tmp_path_factory.mktemp("chat_model")))
+
+
+@pytest.fixture
+def server(chat_model):
+    """Such an endpoint, fresh."""
+    import chat_server
+
+    with chat_server.serve(chat_model) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def mesh() -> Callable[..., Mesh]:
     """Makes a data x fsdp x tensor mesh over the first devices, as many as it needs."""
     from user_llm.config import MeshConfig

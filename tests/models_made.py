@@ -62,6 +62,17 @@ def random_model(make, seed=0):
     return nnx.merge(graphdef, jax.tree.map_with_path(draw, nnx.to_pure_dict(state)))
 
 
+def idle(model, measure):
+    """The names of the parameters that a model's measure does not depend on, by its gradient."""
+    graphdef, state = nnx.split(model)
+    slope = jax.jit(jax.grad(lambda state: measure(nnx.merge(graphdef, state))))
+    return [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree.leaves_with_path(nnx.to_pure_dict(slope(state)))
+        if not jnp.abs(g).max() > 0
+    ]
+
+
 def random_events(seed, *shape, features=FEATURES):
     """Encoded features of events, missing and unknown values among them."""
     rng = np.random.default_rng(seed)

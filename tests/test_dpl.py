@@ -31,17 +31,6 @@ LOOSE = DPLConfig(past=3, others=1)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return chat_server.Model(chat_server.write_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def server(model):
-    with chat_server.serve(model) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return builders.build("world", source=None, data_dir=folder, users=24)
@@ -54,10 +43,10 @@ def encoder(tmp_path_factory, world):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model, world, encoder, tmp_path_factory):
+def undisturbed(chat_model, world, encoder, tmp_path_factory):
     """A run during which nothing happened: its folder, and the requests it made."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    with chat_server.serve(model) as server:
+    with chat_server.serve(chat_model) as server:
         assert main(command(server, world, encoder, out)) == 0
         return out, server.bodies
 

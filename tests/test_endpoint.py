@@ -19,17 +19,6 @@ class Form(Config):
     plot: str
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return chat_server.Model(chat_server.write_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def server(model):
-    with chat_server.serve(model) as made:
-        yield made
-
-
 def talk(server, cache, do, **settings):
     """What `do` gives of a chat, and what was counted."""
 
@@ -49,13 +38,13 @@ def fill(chat):
     return chat.fill("the plot is", Form)
 
 
-def test_an_answer_is_paid_for_once_wherever_it_is_asked_for(server, model, tmp_path):
+def test_an_answer_is_paid_for_once_wherever_it_is_asked_for(server, chat_model, tmp_path):
     said, counts = talk(server, tmp_path, say)
     assert said and said == talk(server, tmp_path, say)[0]
     assert (counts.calls, counts.cached) == (1, 0)
     assert (counts.prompt_tokens, counts.completion_tokens) == (3, chat_server.WRITTEN)
     assert len(server.bodies) == 1
-    with chat_server.serve(model) as other:
+    with chat_server.serve(chat_model) as other:
         again, counts = talk(other, tmp_path, say)
         assert again == said and not other.bodies
     assert (counts.calls, counts.cached, counts.cached_completion_tokens) == (0, 1, 12)

@@ -77,7 +77,6 @@ def systems(reviewed: bool, history: int) -> dict[str, SystemConfig]:
     rows = {
         "no_user": PLAIN,
         "retrieved": WORDS.model_copy(update={"retrieval": "bm25"}),
-        "newest": WORDS,
         "timeline": TIMELINE,
     }
     if reviewed:
