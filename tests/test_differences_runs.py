@@ -1,12 +1,16 @@
 """Runs whose systems read differences: what they read, that they train, and their controls."""
 
+import re
+
 import numpy as np
 import pytest
+from encoder_made import write_encoder
 from runs_made import EXPERIMENT
 
 from user_llm import stages
 from user_llm.config import (
     DIFFERENCE,
+    TEXT_VECTOR,
     DifferenceConfig,
     PeerConfig,
     PerceiverConfig,
@@ -27,8 +31,9 @@ NEWEST = PeerConfig()
 def made(tmp_path, mesh):
     """Makes runs of a timeline beside differences; all of them share their data folder."""
 
-    def run(name="run", peers=NEWEST, **system):
+    def run(name="run", peers=NEWEST, data=EXPERIMENT.data, task="rating_among_peers", **system):
         parts = {
+            "data": data,
             "system": EXPERIMENT.system.model_copy(
                 update={
                     "streams": ("timeline", "difference"),
@@ -38,9 +43,7 @@ def made(tmp_path, mesh):
             ),
             "align": StageConfig(steps=0),
             "warmup": WarmupConfig(steps=0),
-            "finetune": EXPERIMENT.finetune.model_copy(
-                update={"tasks": {"rating_among_peers": 1.0}}
-            ),
+            "finetune": EXPERIMENT.finetune.model_copy(update={"tasks": {task: 1.0}}),
             "evaluation": EXPERIMENT.evaluation.model_copy(
                 update={"baselines": ("shuffled_memory",)}
             ),
@@ -89,6 +92,37 @@ def test_differences_are_own_vectors_less_the_mean_of_earlier_others(made):
         assert column[event, -1] == bool(len(newest))
         wanted = vectors[event] - vectors[newest].mean(0) if len(newest) else 0
         np.testing.assert_allclose(column[event, :-1], wanted, atol=1e-5)
+
+
+def test_deps_own_setting_reads_what_its_formulas_make_of_texts(made, tmp_path):
+    words = {word for text in made().dataset.reviews for word in re.findall("[a-z]+", text)}
+    reader = write_encoder(tmp_path / "reader", sorted(words)[:90])
+    run = made(
+        "dep",
+        data=EXPERIMENT.data.model_copy(update={"text_encoder": str(reader)}),
+        task="review_generation",
+        streams=("difference",),
+        fusion="interleaved",
+        text_history=3,
+        difference=DifferenceConfig.dep(events=3, code=6),
+    )
+    column = np.asarray(stages.read_by(run, "user_llm").features[DIFFERENCE])
+    data, texts = run.dataset, np.asarray(run.dataset.features[TEXT_VECTOR])[:, :-1]
+    user = user_of(np.arange(len(data.item)), data.offsets)
+    means = [texts[data.offsets[u] : e + 1].mean(0) for e, u in enumerate(user)]
+    for event in range(0, len(data.item), 53):
+        earlier = (data.item == data.item[event]) & (data.times < data.times[event])
+        others = np.flatnonzero(earlier & (user != user[event]))
+        if not len(others):
+            assert not column[event].any()
+            continue
+        apart = np.array([np.linalg.norm(means[event] - means[other]) for other in others])
+        weights = np.exp(apart / apart.sum())
+        weights /= weights.sum()
+        wanted = (weights[:, None] * (texts[event] - texts[others])).sum(0)
+        np.testing.assert_allclose(column[event], [*wanted, 1], atol=1e-5)
+    rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
+    assert 0 <= rows["user_llm"]["test/review_generation/rouge_l"] <= 1
 
 
 def test_controls_have_the_same_events_to_compare(made):

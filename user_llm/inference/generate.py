@@ -124,9 +124,11 @@ class Generator:
 
     def _check(self, prompts, memory, prefix, new_tokens) -> None:
         problems = []
-        before = prefix.tokens.shape[1] if prefix else 0
+        known = prefix.tokens.shape[1] if prefix else 0
+        standing = np.asarray(prefix.mask).sum(1).tolist() if prefix else []
         limit = self.config.max_position_embeddings
         for i, prompt in enumerate(prompts):
+            before = standing[i] if i < len(standing) else 0
             if not before and not len(prompt):
                 problems.append(f"prompt {i} is empty")
             if (total := before + len(prompt) + new_tokens) > limit:
@@ -134,7 +136,7 @@ class Generator:
                     f"prompt {i} with prefix and answer takes {total} positions of {limit}; "
                     "shorten it or ask for fewer new tokens"
                 )
-            if odd := [x for x in prompt if not -before <= x < self.config.vocab_size]:
+            if odd := [x for x in prompt if not -known <= x < self.config.vocab_size]:
                 problems.append(f"prompt {i} has tokens {odd} outside of the vocabulary")
         for name, given in (("memory", memory), ("prefix", prefix)):
             if given and len(given.tokens) != len(prompts):
