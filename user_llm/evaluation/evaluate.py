@@ -89,6 +89,10 @@ def judge(run: Run, group: str, task: Task, targets: np.ndarray, answers: Answer
     elif isinstance(task, RatingPrediction):
         said, given = ([float(x) for x in texts] for texts in (answers.texts, labels))
         figures = metrics.RatingError.from_ratings(said, given).compute()
+        if answers.choices is not None:
+            meant = answers.expected([float(x) for x in task.candidates()])
+            expected = metrics.RatingError.from_ratings(meant, given).compute()
+            figures |= {f"expected_{name}": value for name, value in expected.items()}
     else:
         figures = metrics.TextOverlap.from_texts(answers.texts, labels).compute()
     return {f"test/{group}/{name}": value for name, value in figures.items()}

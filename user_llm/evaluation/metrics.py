@@ -19,7 +19,16 @@ RECALL_DEPTHS = (1, 5, NDCG_DEPTH)
 BLEU_ORDERS = 4  # n-grams of up to four tokens, as in the paper
 MISSING = "–"
 # Of which less is better.
-ERRORS = {"mae", "rmse", "perplexity", "bits_per_byte", "gflop", "prompt_tokens"}
+ERRORS = {
+    "mae",
+    "rmse",
+    "expected_mae",
+    "expected_rmse",
+    "perplexity",
+    "bits_per_byte",
+    "gflop",
+    "prompt_tokens",
+}
 BOUNDS = {"oracle"}  # knows what no system can: shown, but no contender
 
 M = TypeVar("M", bound="Metric")

@@ -37,6 +37,15 @@ class Answers:
     choices: Int[np.ndarray, "N beam"] | None = None
     scores: Float[np.ndarray, "N beam"] | None = None
 
+    def expected(self, values: Sequence[float]) -> list[float]:
+        """The mean of the candidates' values, each as likely as its answer is among the choices.
+
+        It moves with a system's belief where the likeliest answer is the same to everybody.
+        """
+        assert self.choices is not None and self.scores is not None, "there are candidates"
+        likely = np.exp(self.scores - self.scores.max(1, keepdims=True))  # 0 where there is none
+        return ((likely * np.array(values)[self.choices]).sum(1) / likely.sum(1)).tolist()
+
 
 class Context(TypedDict, total=False):
     """A user's memory, under the name by which the generator takes it."""
