@@ -174,6 +174,20 @@ def test_half_an_emoji_is_replaced(tmp_path):
     assert load(built(source)).reviews[2] == "Für Kinder ?"
 
 
+def test_the_first_of_several_lines_is_the_summary(tmp_path):
+    source = review_files.write(tmp_path / "raw", "2014")
+    path = source / "reviews_Music_5.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    user = rows[0]["reviewerID"]
+    own = [row for row in rows if row["reviewerID"] == user]
+    own[0] |= {"summary": "", "reviewText": "No summary here.\r\nA second line."}
+    own[1] |= {"summary": "Fine", "reviewText": "Fine.\nIt is indeed."}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load(built(source))
+    told = data.reviews[data.offsets[data.users.index(user)] :]
+    assert {"No summary here. A second line.", "Fine. It is indeed."} <= {*told}
+
+
 def test_sources_without_the_files_of_a_version_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no version '2015'; choose from 2014, 2018, 2023, 2023_t"):
         built(tmp_path, "2015")

@@ -7,7 +7,7 @@ import pytest
 from encoder_made import write_encoder
 from runs_made import EXPERIMENT
 
-from user_llm import stages
+from user_llm import commands, stages
 from user_llm.config import (
     DIFFERENCE,
     TEXT_VECTOR,
@@ -17,6 +17,7 @@ from user_llm.config import (
     StageConfig,
     WarmupConfig,
 )
+from user_llm.data import peers
 from user_llm.data.timelines import user_of
 from user_llm.evaluation.evaluate import evaluate
 from user_llm.runs import Run
@@ -153,3 +154,32 @@ def test_differences_of_texts_need_their_encoder():
         type(EXPERIMENT).model_validate(
             EXPERIMENT.model_dump() | {"system": EXPERIMENT.system.model_dump() | parts}
         )
+
+
+def test_states_that_have_read_held_out_items_are_refused():
+    changes = {
+        "system": EXPERIMENT.system.model_dump() | {"streams": ("difference",)},
+        "data": EXPERIMENT.data.model_dump() | {"held_out_items": 0.1},
+    }
+    with pytest.raises(ValueError, match="held-out items among them; set data.held_out_items to 0"):
+        type(EXPERIMENT).model_validate(EXPERIMENT.model_dump() | changes)
+
+
+def test_a_system_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def ask(**system):
+        changes = {"system": EXPERIMENT.system.model_copy(update=system)}
+        commands.run(EXPERIMENT.model_copy(update=changes), tmp_path / "run", "run")
+
+    with pytest.raises(ValueError, match="needs perceiver.latents > 0"):
+        ask(fusion="soft_prompt", perceiver=PerceiverConfig(latents=0))
+    clusters = LATENT.model_copy(update={"peers": PeerConfig(chosen="representatives")})
+    monkeypatch.setattr(peers, "_scikit_learn", missing)
+    with pytest.raises(ValueError, match="install the extra `peers`"):
+        ask(streams=("timeline", "difference"), difference=clusters)
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def missing():
+    raise ValueError("clusters want scikit-learn; install the extra `peers`")

@@ -333,6 +333,8 @@ def test_what_cannot_be_run_is_one_line_of_error(server, world, encoder, tmp_pat
     with pytest.raises(SystemExit) as stop:
         main(command(server, world, encoder, out, "--user", "3"))
     assert stop.value.code == 2 and "--users" in capsys.readouterr().err
+    assert main(command(server, world, encoder, out, "--judge-url", "localhost:8000/v1")) == 2
+    assert "url" in capsys.readouterr().err
     assert not server.bodies
 
 

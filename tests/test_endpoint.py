@@ -209,6 +209,8 @@ def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
         ChatConfig(url="host:8000/v1", model="m")
     with pytest.raises(ValidationError, match="concurrency"):
         ChatConfig(url="http://host/v1", model="m", concurrency=0)
+    with pytest.raises(ValueError, match="the endpoint's URL 'http://host:80a/v1' is none"):
+        Chat(ChatConfig(url="http://host:80a/v1", model="m"), tmp_path)
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match="wants openai; install the extra `dpl`"):
         Chat(ChatConfig(url="http://host/v1", model="m"), tmp_path)

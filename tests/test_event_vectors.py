@@ -76,6 +76,10 @@ def test_what_is_kept_is_not_made_again(mesh, tmp_path, monkeypatch):
     other = jax.tree.map(lambda x: x + 1, params)
     with pytest.raises(TypeError):  # another encoder's are made, which needs what was taken away
         event_vectors.of(data, make, other, mesh(), tmp_path)
+    _, wider, same = made(window=12)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    with pytest.raises(TypeError):  # the same parameters read further back
+        event_vectors.of(data, wider, params, mesh(), tmp_path)
 
 
 def test_an_encoder_that_reads_later_events_is_refused(mesh, tmp_path):

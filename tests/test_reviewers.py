@@ -39,3 +39,4 @@ def test_others_wrote_strictly_before(drawn):
     reviewers = Reviewers(data)
     for event in range(len(data.item)):
         assert list(reviewers.before(event)) == before(data, event)
+        assert reviewers.count(event) == len(before(data, event))

@@ -51,6 +51,15 @@ def test_a_text_has_the_same_vector_in_any_company(encoder):
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
+def test_what_another_process_has_begun_is_no_content(encoder, tmp_path):
+    (tmp_path / ".index.json.0123abcd.tmp").write_text("{")
+    write(TextVectorizer(encoder), WORDS, tmp_path)
+    assert TextVectors(tmp_path).has(WORDS)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        write(TextVectorizer(encoder), WORDS, tmp_path)
+
+
 def test_meshes_make_the_same_vectors(encoder, mesh):
     texts = draw(10)
     wanted = TextVectorizer(encoder, mesh(1), rows=8)(texts)

@@ -312,7 +312,10 @@ def test_contradictory_settings_are_refused():
     interleaved = changed(CROSSED, fusion="interleaved", streams=("difference",), text_history=4)
     with pytest.raises(ValueError, match="places the tokens of each event behind its words"):
         check(interleaved)  # a Perceiver's tokens are of no event
-    check(changed(interleaved, difference=DifferenceConfig.dep()))
+    placed = changed(interleaved, difference=DifferenceConfig.dep())
+    check(placed)
+    with pytest.raises(ValueError, match="no text_summary"):
+        check(changed(placed, text_summary=True))
     for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
         check(fine)
 

@@ -62,6 +62,8 @@ def run(
     made = Run(experiment, folder)
     if verb in ("run", "finetune") and (experiment.finetune.steps or experiment.warmup.steps):
         made.check_language_model()
+    if verb in ("run", "finetune") and experiment.finetune.steps:
+        made.check_systems()
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:
         stages.pretrain(made)

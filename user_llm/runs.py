@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from user_llm.config import (
@@ -18,6 +19,7 @@ from user_llm.config import (
 )
 from user_llm.data import timelines
 from user_llm.data.dataset import Dataset
+from user_llm.data.peers import check_clustering
 from user_llm.data.tasks import corpus
 from user_llm.data.text import PassageTokenizer, Tokenizer
 from user_llm.files import write_atomically
@@ -249,6 +251,19 @@ class Run:
                     "take both from one model"
                 )
 
+    def check_systems(self) -> None:
+        """Refuses systems that cannot be built, before anything is trained for them.
+
+        Raises:
+          ValueError: naming the settings that contradict each other, or a package that is missing.
+        """
+        for system in self.systems.values():
+            make_model = self.make_model(system)
+            nnx.eval_shape(lambda make_model=make_model: make_model(rngs=nnx.Rngs(0)))
+            compares = "difference" in system.streams
+            if compares and system.difference.peers.chosen == "representatives":
+                check_clustering()
+
     @property
     def systems(self) -> dict[str, SystemConfig]:
         """The experiment's system and the baselines that are fine-tuned the same way."""
@@ -292,14 +307,14 @@ class Run:
 
 def refuse_differences(old: dict, new: dict, folder: Path) -> None:
     """Raises a ValueError that names every field in which two experiments differ."""
-    if differing := differences(old, new):
+    if differing := differing_fields(old, new):
         raise ValueError(
             f"{folder} holds a run of another experiment ({'; '.join(differing)}); "
             "choose another --run-dir, or remove it"
         )
 
 
-def differences(old: dict, new: dict) -> list[str]:
+def differing_fields(old: dict, new: dict) -> list[str]:
     """Every field in which two configs differ, in words."""
     a, b = flat(old), flat(new)
     return [f"{k}: {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k)]

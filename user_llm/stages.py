@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from user_llm.config import DIFFERENCE, TEXT_VECTOR, StageConfig, SystemConfig
+from user_llm.data import differences as apart
 from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
 from user_llm.data.tasks import TASKS, NextItem, Task, practice
@@ -23,11 +24,10 @@ from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.files import write_atomically
 from user_llm.huggingface import import_text_encoder, load_decoder
-from user_llm.inference import differences as apart
-from user_llm.inference import event_vectors
+from user_llm.inference import event_vectors, text_vectors
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM, trained
-from user_llm.runs import Run, differences
+from user_llm.runs import Run, differing_fields
 from user_llm.sharding import batch_sharding, replicated
 from user_llm.sources import data_path
 from user_llm.training import grow, losses
@@ -87,7 +87,7 @@ def grown(run: Run, fresh: Params) -> Params:
     free = {"window", "dropout", "id_dropout", "dtype"}  # shapes tell where the window matters
     configs = [r.experiment.encoder.model_dump(exclude=free) for r in (old, run)]
     try:
-        if differing := differences(*configs):
+        if differing := differing_fields(*configs):
             raise ValueError("another encoder, encoder." + ", encoder.".join(differing))
         path = old.folder / "pretrain" / KNOWN
         if path.is_file():
@@ -222,7 +222,7 @@ def read_by(run: Run, name: str) -> Dataset:
         data, config = run.dataset, system.difference
         if config.vectors == "text":
             column = data.features[TEXT_VECTOR]
-            source = str(run.text_encoder_folder)
+            source = text_vectors.encoder_hash(run.text_encoder_folder)
             compared = apart.Compared(column[:, :-1], column[:, -1] > 0, source)
         else:
             made = event_vectors.of(

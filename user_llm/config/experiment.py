@@ -86,8 +86,15 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _texts_to_compare(self):
         system = self.system
-        compares = "difference" in system.streams and system.difference.vectors == "text"
-        if compares and not self.data.text_encoder:
+        compares = "difference" in system.streams
+        texts = system.difference.vectors == "text"
+        if compares and not texts and self.data.held_out_items:
+            raise ValueError(
+                'system.difference.vectors="encoder" compares what an encoder makes of whole '
+                "timelines, held-out items among them; set data.held_out_items to 0, or compare "
+                'vectors of "text"'
+            )
+        if compares and texts and not self.data.text_encoder:
             raise ValueError(
                 'system.difference.vectors="text" compares vectors of reviews; name their encoder '
                 "in data.text_encoder"

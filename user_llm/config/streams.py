@@ -49,8 +49,8 @@ class PersonaConfig(Config):
 class PeerConfig(Config):
     """With whom a user is compared at an event: others who had its item before, the newest.
 
-    As controls, `random` ones among these, those whose vectors are `least_similar`, and those of
-    another event, `shuffled`; `none` leaves all differences zero.
+    As controls, `random` ones among these, those whose vectors are `least_similar`, and as many
+    random earlier events of others, `shuffled`; `none` leaves all differences zero.
     """
 
     chosen: Literal["newest", "random", "least_similar", "representatives", "shuffled", "none"] = (
@@ -66,7 +66,9 @@ class PeerConfig(Config):
 class DifferenceConfig(Config):
     """What sets a user's events apart from those of others at the same items (arXiv 2507.20849).
 
-    `DifferenceConfig.dep()` is that paper's setting, but that its peers may not come later.
+    `DifferenceConfig.dep()` is that paper's setting, but that nothing of it may come later: neither
+    peers nor what a user's mean is of. And peers are the newest 512, and the newest events are
+    read, where the authors take all, and the newest events that have a peer.
     """
 
     vectors: Literal["encoder", "text"] = "encoder"  # of events, or of what was written of them

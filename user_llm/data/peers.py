@@ -141,15 +141,19 @@ class UserClusters:
 
 
 def running_means(
-    vectors: Vectors, offsets: Int[np.ndarray, " offsets"], *, whole: bool = False
+    vectors: Vectors,
+    offsets: Int[np.ndarray, " offsets"],
+    out: Float[np.ndarray, "N D"] | None = None,
+    *,
+    whole: bool = False,
 ) -> Float[np.ndarray, "N D"]:
-    """The mean of a user's vectors up to and with each event, in float32.
+    """The mean of a user's vectors up to and with each event, in float32; into `out` if given.
 
     With `whole` it is the mean of the whole timeline at each of its events, later ones included, as
     DEP (arXiv 2507.20849) has it: that is for comparing with its code alone. Users do not meet
     here, so millions of them go range by range.
     """
-    means = np.empty(vectors.shape, np.float32)
+    means = np.empty(vectors.shape, np.float32) if out is None else out
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         # One by one, for a sum over all of them would round by who else is there.
         sums = np.cumsum(vectors[start:stop], axis=0, dtype=np.float64)
@@ -231,6 +235,15 @@ def _distances(vectors: Vectors, centres: Float[np.ndarray, "C D"]) -> Float[np.
     """Squared; computed row by row, so that equal vectors are equally far."""
     vectors = vectors.astype(np.float64)
     return np.stack([((vectors - centre) ** 2).sum(1) for centre in centres], axis=1)
+
+
+def check_clustering() -> None:
+    """Refuses to go on without what makes clusters.
+
+    Raises:
+      ValueError: scikit-learn is not installed.
+    """
+    _scikit_learn()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pydantic import NonNegativeInt
 
 from user_llm.config.base import Config
 from user_llm.data.dataset import Dataset, load
+from user_llm.data.timelines import user_of
 from user_llm.evaluation.judge import judge
 from user_llm.evaluation.metrics import TextOverlap, table
 from user_llm.files import write_atomically
@@ -72,13 +73,16 @@ def run(folder: Path, asked: Asked, chat: ChatConfig, dpl: DPLConfig) -> None:
         what it failed at is named and left for the next run, after the rest is written.
     """
     data, encoder = load(folder), text_encoder_folder(asked.encoder)
+    chats = {} if asked.dry_run else models(asked, chat)
     vectorize = partial(text_vectors.of, encoder, folder=asked.out / "vectors")
     targets = plan(data, held_out(data, asked.users, chat.seed), vectorize, dpl, chat.seed)
     prompts = Prompts(data, dpl.titled, dpl.characters)
     if asked.dry_run:
         print(rehearsal(targets, prompts, bool(asked.judge_model)))
         return
-    written, scores, counts = asyncio.run(answers(targets, prompts, asked, chat))
+    written, scores, counts = asyncio.run(
+        answers(targets, prompts, chats["writer"], chats.get("judge"))
+    )
     rows = [
         _row(one, score, prompts)
         for one, score in zip(written, scores, strict=True)
@@ -116,29 +120,37 @@ def run(folder: Path, asked: Asked, chat: ChatConfig, dpl: DPLConfig) -> None:
         raise ValueError("\n".join([f"{len(failed)} of {len(targets)} targets {again}", *told]))
 
 
+def models(asked: Asked, chat: ChatConfig) -> dict[str, Chat]:
+    """The one that writes, and the one that judges if there is one."""
+    cache = asked.out / "cache"
+    chats = {"writer": Chat(chat, cache)}
+    if asked.judge_model:
+        reader = {"model": asked.judge_model, "url": asked.judge_url or chat.url, **JUDGE}
+        chats["judge"] = Chat(ChatConfig.model_validate(chat.model_dump() | reader), cache)
+    return chats
+
+
 async def answers(
-    targets: Sequence[Target], prompts: Prompts, asked: Asked, chat: ChatConfig
+    targets: Sequence[Target], prompts: Prompts, writer: Chat, referee: Chat | None
 ) -> tuple[list[Written | Failed], list[float | Failed | None], dict[str, Counts]]:
     """What is written of each target, the judge's score of it, and what both models were asked.
 
     There is no score without a judge, nor of what is not written, nor where the judge never gave
     one that can be read.
     """
-    cache = asked.out / "cache"
-    async with Chat(chat, cache) as writer:
+    async with writer:
         jobs = [partial(write, target, prompts, writer) for target in targets]
-        written = await every(jobs, chat.concurrency, "reviews")
+        written = await every(jobs, writer.config.concurrency, "reviews")
     scores: list[float | Failed | None] = [None] * len(targets)
-    if not asked.judge_model:
+    if referee is None:
         return written, scores, {"writer": writer.counts}
     there = {row: one for row, one in enumerate(written) if isinstance(one, Written)}
-    reader = {"model": asked.judge_model, "url": asked.judge_url or chat.url, **JUDGE}
-    async with Chat(ChatConfig.model_validate(chat.model_dump() | reader), cache) as referee:
+    async with referee:
         jobs = [
             partial(judge, prompts.text(one.target.event), one.review, referee)
             for one in there.values()
         ]
-        found = await every(jobs, chat.concurrency, "scores")
+        found = await every(jobs, referee.config.concurrency, "scores")
     for row, score in zip(there, found, strict=True):
         scores[row] = None if isinstance(score, GivenUp) else score
     return written, scores, {"writer": writer.counts, "judge": referee.counts}
@@ -183,5 +195,5 @@ def _row(written: Written, score: float | Failed | None, prompts: Prompts) -> di
 
 
 def _named(event: int, data: Dataset) -> dict[str, str]:
-    user = int(np.searchsorted(data.offsets, event, side="right")) - 1
+    user = user_of(np.array([event]), data.offsets)[0]
     return {"user": data.users[user], "item": data.items.ids[data.item[event]]}

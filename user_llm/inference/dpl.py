@@ -29,13 +29,16 @@ LATER = "<what the model answers>"  # stands in prompts for what has not been as
 
 
 class DPLConfig(Config):
-    """What of the past is told and compared; the defaults are the paper's."""
+    """What of the past is told and compared; the numbers are the paper's.
+
+    So is the title of a review, which is given there: set `titled` where the data set has titles.
+    """
 
     past: PositiveInt = 8  # reviews that are told, and reviews that are compared with others'
     others: PositiveInt = 4  # who reviewed an item before, at least, or it is not compared
     representatives: PositiveInt = 4  # of those others, at most
     characters: PositiveInt = 2000  # of a description or a review that a prompt quotes, at most
-    titled: bool = False  # a review's first line is its title, as in Amazon's, and is given
+    titled: bool = False  # the first line of a review of several is its title, and is given
 
 
 class Comparison(NamedTuple):
@@ -107,19 +110,19 @@ def plan(
         first = int(data.offsets[reviewers.user[event]])
         before = [e for e in range(first, event) if data.times[e] < data.times[event]]
         past = [e for e in before if data.review(e)]
-        shared = [e for e in past if len(reviewers.before(e)) >= config.others]
+        shared = [e for e in past if reviewers.count(e) >= config.others]
         chosen.append((event, likest(event, past), likest(event, shared)))
     compared = sorted({e for _, _, shared in chosen for e in shared})
-    read = sorted({*compared, *(other for e in compared for other in reviewers.before(e))})
+    others = {event: reviewers.before(event) for event in compared}
+    read = sorted({*compared, *(other for some in others.values() for other in some)})
     vectors = dict(zip(read, vectorize([data.review(e) for e in read]), strict=True))
     by_event: dict[int, Comparison] = {}
-    for event in compared:
-        others = reviewers.before(event)
+    for event, some in others.items():
         rows = representatives(
-            vectors[event], np.stack([vectors[e] for e in others]), config.representatives, seed
+            vectors[event], np.stack([vectors[e] for e in some]), config.representatives, seed
         )
         if len(rows):  # none, if all wrote the same
-            by_event[event] = Comparison(event, tuple(others[row] for row in rows.tolist()))
+            by_event[event] = Comparison(event, tuple(some[row] for row in rows.tolist()))
     return [
         Target(event, tuple(past), tuple(by_event[e] for e in shared if e in by_event))
         for event, past, shared in chosen

@@ -82,7 +82,7 @@ class Chat:
     """A model to be asked, within an `async with`; its answers are kept in a folder.
 
     Raises:
-      ValueError: the package `openai` is not installed.
+      ValueError: the package `openai` is not installed, or the URL is none.
     """
 
     def __init__(self, config: ChatConfig, cache: Path):
@@ -92,12 +92,15 @@ class Chat:
         except ImportError as error:
             raise ValueError("an endpoint wants openai; install the extra `dpl`") from error
         self.config, self.cache, self.counts = config, cache, Counts()
-        self._client = openai.AsyncOpenAI(
-            base_url=config.url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=config.timeout,
-            max_retries=config.retries,
-        )
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=config.url,
+                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                timeout=config.timeout,
+                max_retries=config.retries,
+            )
+        except httpx.InvalidURL as error:
+            raise ValueError(f"the endpoint's URL {config.url!r} is none: {error}") from error
         self._response, self._error = httpx.Response, openai.OpenAIError
         self._free = asyncio.Semaphore(config.concurrency)
         self._pending: dict[str, asyncio.Task[Kept]] = {}

@@ -4,6 +4,8 @@ They are kept in a folder, as `vectors.npy` [N, D] in float32, and beside it an 
 says by which encoder and of which data.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ ROWS = 64  # that are encoded at a time
 
 
 class EventVectors(NamedTuple):
-    """One of every event, and the fingerprint of the encoder that made them."""
+    """One of every event, and a hash of all that made them."""
 
     vectors: Float[np.ndarray, "N D"]
     source: str
@@ -52,13 +54,19 @@ def of(
             f"encoder.kind={encoder.config.kind} reads later events too, so that its vectors of "
             "earlier ones would know them; take a causal encoder"
         )
-    index = {"encoder": fingerprint(params), "data": data.hash, "width": 2 * encoder.config.embed}
-    own = folder / f"{index['encoder'][:8]}-{index['data'][:8]}"
+    index = {
+        "encoder": fingerprint(params),
+        "config": encoder.config.model_dump(mode="json"),  # the same parameters may read otherwise
+        "data": data.hash,
+        "width": 2 * encoder.config.embed,
+    }
+    source = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    own = folder / source[:16]
     begin(own, index)
     path = own / "vectors.npy"
     if not path.is_file():
         write_whole(path, partial(_write, data=data, encoder=encoder, params=params, mesh=mesh))
-    return EventVectors(np.load(path, mmap_mode="r"), index["encoder"])
+    return EventVectors(np.load(path, mmap_mode="r"), source)
 
 
 def windows(offsets: Int[np.ndarray, " offsets"], half: int) -> Int[np.ndarray, "W 2"]:
@@ -91,16 +99,16 @@ def _write(path: Path, *, data: Dataset, encoder: Encoder, params: dict, mesh: M
 
     with jax.set_mesh(mesh), tqdm(total=len(data.item), desc="events", unit="event") as bar:
         for first in range(0, len(starts), rows):
-            begin, size = (
+            begins, size = (
                 np.resize(x[first : first + rows], (rows, x.shape[1])) for x in (starts, lengths)
             )
-            events, segments = spread(begin, size, 2 * half)
+            events, segments = spread(begins, size, 2 * half)
             shown = data.gather(events)
             if EVENT_TIME in shown:  # when the next event comes is not known yet
                 shown[QUERY_TIME] = shown[EVENT_TIME]
             vectors = np.asarray(read(params, *jax.device_put((shown, segments), place)))
             nth = np.maximum(segments - 1, 0)
-            start, length = (np.take_along_axis(x, nth, axis=1) for x in (begin, size))
+            start, length = (np.take_along_axis(x, nth, axis=1) for x in (begins, size))
             told = (segments > 0) & ((length <= half) | (events - start >= half))
             found[events[told]] = vectors[told]
             bar.update(np.unique(events[told]).size)

@@ -123,10 +123,8 @@ def of(
 
     Each encoder has a folder of its own within `folder`.
     """
-    hashed = hashlib.sha256()
-    for path in sorted(path for path in encoder.rglob("*") if path.is_file()):
-        hashed.update(path.name.encode() + path.read_bytes())
-    own, there = folder / hashed.hexdigest()[:8], [row for row, text in enumerate(texts) if text]
+    own = folder / encoder_hash(encoder)[:8]
+    there = [row for row, text in enumerate(texts) if text]
     said = [texts[row] for row in there]
     if not (own / "index.json").is_file() or not TextVectors(own).has(said):
         write(TextVectorizer(encoder, mesh), said, own)
@@ -134,6 +132,14 @@ def of(
     found = np.zeros((len(texts), kept.width), np.float32)
     found[there] = kept.vectors[kept.rows(said)]
     return found
+
+
+def encoder_hash(encoder: Path) -> str:
+    """The SHA-256 of all files of a text encoder's folder."""
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in encoder.rglob("*") if path.is_file()):
+        hashed.update(path.name.encode() + path.read_bytes())
+    return hashed.hexdigest()
 
 
 class TextVectors:

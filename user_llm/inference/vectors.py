@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from user_llm.files import write_atomically
+from user_llm.files import unfinished, write_atomically
 
 
 def fingerprint(params: dict) -> str:
@@ -37,7 +37,8 @@ def begin(folder: Path, index: dict[str, Any]) -> None:
                 "folder, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # What another process is about to name, or was killed over, is no content.
+    if folder.exists() and not (folder.is_dir() and all(map(unfinished, folder.iterdir()))):
         raise ValueError(f"{folder} is not an empty folder; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(index, indent=2) + "\n")

@@ -17,7 +17,7 @@ CLAMP = 1e-6  # of mean activations, whose logarithms are taken
 
 
 class Rows(NamedTuple):
-    """The newest events' vectors, the oldest of them first; behind there are none."""
+    """The newest events' vectors, the oldest of them first; where there are fewer, none lead."""
 
     vectors: Float[Array, "B N D"]
     known: Bool[Array, "B N"]  # whether there is such a vector: a peer to differ from, or a text

@@ -231,11 +231,12 @@ def check(system: SystemConfig) -> None:
         or apart.compressor != "autoencoder"
         or not 0 < system.text_history <= apart.events
         or system.retrieval != "recency"
+        or system.text_summary
     ):
         raise ValueError(
             'fusion="interleaved" places the tokens of each event behind its words: it needs '
-            'streams=("difference",), difference.compressor="autoencoder", retrieval="recency" '
-            f"and text_history between 1 and difference.events={apart.events}"
+            'streams=("difference",), difference.compressor="autoencoder", retrieval="recency", '
+            f"no text_summary, and text_history between 1 and difference.events={apart.events}"
         )
     if system.streams and not system.remembers and not system.item_tokens:
         raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")

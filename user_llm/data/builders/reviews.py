@@ -144,9 +144,13 @@ def _event(row: Row, layout: Layout) -> tuple[str, str, float, int, str]:
 
 
 def _text(row: Row, layout: Layout) -> str:
-    """A review's full text, below its summary unless it begins with that."""
+    """A review's full text in a line, below its summary unless it begins with that.
+
+    So a first line before another is always the summary, or title.
+    """
     summary, text = (
-        " ".join(lines.flat(row.get(name))).strip() for name in (layout.summary, layout.text)
+        " ".join(" ".join(lines.flat(row.get(name))).splitlines()).strip()
+        for name in (layout.summary, layout.text)
     )
     begins = text.startswith(summary.rstrip(". "))  # a summary may be cut off by dots
     return lines.encodable(text if begins else f"{summary}\n{text}".strip())
