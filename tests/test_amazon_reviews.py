@@ -17,12 +17,12 @@ TEXTS = [
     "",
     "It sings.",
     "Für Kinder 🥁",
-    "Fine drum.\nLoud.",
+    "Fine drum. Loud.",
     "My cat &#34;helped&#34;.",
     "Not mine.",
 ]
 SUMMED = [  # of the releases whose reviews begin with their summary
-    *("So-so", "Great flute\nIt sings.", "Für Kinder 🥁", "Fine drum.\nLoud."),
+    *("So-so", "Great flute\nIt sings.", "Für Kinder 🥁", "Fine drum. Loud."),
     *("Broken\nMy cat &#34;helped&#34;.", "Not mine."),
 ]
 

@@ -11,7 +11,7 @@ from user_llm.data.dataset import load
 
 REVIEWS = [  # by user and time
     *("", "It sings.", "Für Kinder 🥁"),
-    *("Fine drum.\nLoud.", "My cat &#34;helped&#34;.", "Not mine."),
+    *("Fine drum. Loud.", "My cat &#34;helped&#34;.", "Not mine."),
 ]
 
 
