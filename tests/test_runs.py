@@ -42,6 +42,7 @@ def test_a_run_begun_before_a_field_existed_goes_on_with_its_default(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["pretrain"]["patience"]
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pretrain").mkdir()
     assert Run(EXPERIMENT, tmp_path).experiment == EXPERIMENT
     with pytest.raises(ValueError, match=r"\(pretrain.patience: 0 there, 3 now\)"):
         Run(with_part("pretrain", patience=3), tmp_path)
@@ -49,6 +50,7 @@ def test_a_run_begun_before_a_field_existed_goes_on_with_its_default(tmp_path):
 
 def test_another_experiment_is_refused_with_every_field_that_differs(tmp_path):
     Run(EXPERIMENT, tmp_path)
+    (tmp_path / "warmup").mkdir()
     changed = with_part("finetune", steps=9, tasks={"favorite_category": 1.0})
     changed = changed.model_copy(update={"seed": 5})
     with pytest.raises(ValueError) as error:
@@ -63,6 +65,12 @@ def test_another_experiment_is_refused_with_every_field_that_differs(tmp_path):
     ]
     assert "--run-dir" in said
     assert Run.open(tmp_path).experiment == EXPERIMENT
+
+
+def test_a_run_of_which_nothing_has_come_gives_way(tmp_path):
+    Run(EXPERIMENT, tmp_path)
+    other = with_part("finetune", steps=9)
+    assert Run(other, tmp_path).experiment == Run.open(tmp_path).experiment == other
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -59,9 +59,12 @@ class Run:
         config = folder / "config.json"
         if config.is_file():
             # Read as an experiment, so that fields added since have their defaults.
-            begun = Experiment.model_validate_json(config.read_text())
-            refuse_differences(begun.model_dump(mode="json"), self.config, folder)
-            return
+            begun = Experiment.model_validate_json(config.read_text()).model_dump(mode="json")
+            if begun == self.config:
+                return
+            if any(path != config for path in folder.iterdir()):
+                refuse_differences(begun, self.config, folder)
+            # Else nothing has come of it: it was refused, or stopped before its first stage.
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(config, json.dumps(self.config, indent=2) + "\n")
 
