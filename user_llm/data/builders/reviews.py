@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from user_llm.data.builders import lines
 from user_llm.data.builders.base import Record, TimelineBuilder, complete_items, without_repeats
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
 class ReviewBuilder(TimelineBuilder, skip_registration=True):
     """A builder of reviews, of which each version has its layout."""
 
+    VERSION = tfds.core.Version("1.1.0")  # 1.1.0: a review's text is one line
     layouts: ClassVar[dict[str, Layout]]
 
     @classmethod
