@@ -22,6 +22,8 @@ NAMES = {
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
     "ndcg_at_10": "NDCG@10",
+    "mae": "MAE",
+    "rmse": "RMSE",
 }
 MEANINGS = {
     "user_llm": "the LLM reads the user’s memory",
