@@ -8,7 +8,7 @@ import numpy as np
 import timelines_made
 from jax.sharding import Mesh
 
-from user_llm import stages
+from user_llm import processes, stages
 from user_llm.config import (
     CrossAttentionConfig,
     DataConfig,
@@ -87,6 +87,9 @@ def slowly(batches):
 
 
 if __name__ == "__main__":
-    folder, data_dir = map(Path, sys.argv[1:])
+    folder, data_dir = map(Path, sys.argv[1:3])
+    processes.join()
     pipeline.batches = slowly(pipeline.batches)
-    stages.pretrain(Run(EXPERIMENT, folder, data_dir))
+    patience = {"stuck_after": 10.0} if "--impatient" in sys.argv else {}
+    pretrain = EXPERIMENT.pretrain.model_copy(update=patience)
+    stages.pretrain(Run(EXPERIMENT.model_copy(update={"pretrain": pretrain}), folder, data_dir))

@@ -76,6 +76,7 @@ def two_steps(tmp_path, mesh):
     checkpoints = Checkpoints(tmp_path)
     for step, state in states.items():
         checkpoints.save(step, state, config=CONFIG, metrics={"loss": 1 / step})
+    checkpoints.wait()
     return checkpoints, states
 
 
@@ -238,6 +239,7 @@ def test_a_damaged_best_is_the_newest_instead(two_steps, caplog):
     checkpoints, states = two_steps
     checkpoints.save(1, states[1], config=CONFIG, best=True)
     checkpoints.save(2, states[2], config=CONFIG)
+    checkpoints.wait()
     (step_folder(checkpoints.folder, 1) / "manifest.json").write_text("{}")
     assert checkpoints.best() is None
     assert checkpoints.restore(abstract(states[2]), best=True).step == 2
@@ -258,6 +260,7 @@ def test_a_step_may_be_saved_again(two_steps, mesh):
 def test_a_run_that_fell_back_outlives_the_damaged_future(two_steps, mesh):
     checkpoints, states = two_steps
     checkpoints.save(7, states[2], config=CONFIG)
+    checkpoints.wait()
     (step_folder(checkpoints.folder, 7) / "manifest.json").write_text("{}")
     checkpoints.save(3, states[1], config=CONFIG)
     assert checkpoints.steps() == [2, 3]
@@ -271,6 +274,7 @@ checkpoints = Checkpoints(sys.argv[1], keep=1)
 start = max(checkpoints.steps(), default=0)
 for step in itertools.count(start + 1):
     checkpoints.save(step, {"step": jnp.int32(step), "x": jnp.full(50_000, float(step))}, config={})
+    checkpoints.wait()
     print(step, flush=True)
 """
 

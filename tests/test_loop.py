@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import signal
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from user_llm.config import OptimConfig, StageConfig
-from user_llm.training import loop, tracking
+from user_llm.training import goodput, loop, tracking
 from user_llm.training.checkpoint import Checkpoints
 from user_llm.training.loop import Stage, fit, graft, merge
 
@@ -24,6 +25,7 @@ CONFIG = StageConfig(
     log_every=1,
     validate_every=3,
     checkpoint_every=2,
+    skips=0,
 )
 
 
@@ -175,6 +177,77 @@ def test_what_is_not_finite_ends_the_stage_before_it_is_saved(value, name, chang
     assert max(saved(tmp_path).steps()) < 7
     state = saved(tmp_path).folder
     assert not list(state.glob("0000000[789]-*"))
+
+
+def bad_at(*bad):
+    """What makes the gradient of those steps infinite."""
+    return lambda step: 0.0 if step in bad else None
+
+
+def test_a_harmful_step_changes_nothing_and_is_counted(undisturbed, tmp_path, mesh):
+    changes = {"skips": 2, "validate_every": 1, "checkpoint_every": 7}
+    kernels = []
+
+    def validate(params):
+        kernels.append(np.asarray(params["kernel"]))
+        return {"score": float(len(kernels))}
+
+    found = run(stage(bad_at(7, 8), validate, **changes), tmp_path, mesh)
+    np.testing.assert_array_equal(kernels[7], kernels[5])
+    assert not np.array_equal(kernels[8], kernels[7])
+    rows = {row["step"]: row for row in figures(tmp_path) if "score" not in row}
+    assert rows[7] == {"step": 7, "skipped": 1.0}
+    assert rows[8] == {"step": 8, "skipped": 1.0}
+    assert "skipped" not in rows[9]
+    assert rows[6] == undisturbed[1][[row["step"] for row in undisturbed[1]].index(6)]
+    stop = stage(lambda step: crash(step) or bad_at(7, 8)(step), validate, **changes)
+    with pytest.raises(ConnectionError):  # and then on from step 7, in the middle of them
+        run(stop, tmp_path / "again", mesh)
+    np.testing.assert_array_equal(
+        run(stage(bad_at(7, 8), validate, **changes), tmp_path / "again", mesh), found
+    )
+
+
+def test_too_many_harmful_steps_in_a_row_end_the_stage(tmp_path, mesh):
+    changes = {"skips": 2, "log_every": 4, "checkpoint_every": 5, "validate_every": 0}
+    with pytest.raises(FloatingPointError, match=r"at step 7.*the 2 steps before.*since step 4"):
+        run(stage(bad_at(3, 5, 6, 7), **changes), tmp_path, mesh)
+    (row,) = figures(tmp_path)
+    assert (row["step"], row["skipped"]) == (4, 1)
+
+
+def test_the_steps_that_are_asked_for_are_traced(tmp_path, mesh):
+    traced = fit(
+        stage(validate_every=0),
+        folder=tmp_path,
+        mesh=mesh(),
+        seed=0,
+        config={},
+        profiled=range(3, 5),
+    )
+    assert "kernel" in traced
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_time_is_told_by_what_it_was_spent_on(tmp_path, mesh, caplog):
+    caplog.set_level(logging.INFO)
+    run(stage(), tmp_path, mesh)
+    seconds = tracking.seconds_by_kind(tmp_path)
+    assert tuple(seconds) == goodput.KINDS
+    assert seconds["compile"] > seconds["step"] > 0 == seconds["lost"]
+    assert min(seconds[kind] for kind in ("initialise", "validate", "checkpoint")) > 0
+    assert re.search(r"goodput \d+\.\d% of [\d.]+ s: step .*compile ", caplog.text)
+
+
+def test_steps_that_a_crash_cost_are_lost_time(tmp_path, mesh):
+    with pytest.raises(ConnectionError):
+        run(stage(crash, checkpoint_every=5), tmp_path, mesh)
+    before, rows = tracking.seconds_by_kind(tmp_path), tracking.read(tmp_path)
+    lost = rows[-1]["seconds"] - max(row["seconds"] for row in rows if row["step"] <= 6)
+    run(stage(checkpoint_every=5), tmp_path, mesh)
+    after = tracking.seconds_by_kind(tmp_path)
+    assert after["lost"] == pytest.approx(min(lost, before["step"]), abs=2e-3)
+    assert after["initialise"] > before["initialise"]
 
 
 def test_the_best_by_validation_is_returned_and_patience_ends_the_stage(

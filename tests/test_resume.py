@@ -1,9 +1,13 @@
-"""A training that is killed and taken up again ends, bit by bit, as if nothing had happened."""
+"""A training that is killed and taken up again ends, bit by bit, as if nothing had happened.
+
+`USER_LLM_KILLS=50` kills it so often, alone and with two processes, instead of a few times.
+"""
 
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +17,46 @@ import pytest
 import runs_made
 
 from user_llm.training import tracking
+from user_llm.training.watchdog import PEER_LOST, STUCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = runs_made.EXPERIMENT.pretrain.steps
+DEVICES = 4  # of all processes together
+KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+class Job:
+    """The processes of one job, which train together."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], count: int):
+        own = {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
+        if count > 1:
+            own["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+            own["JAX_NUM_PROCESSES"] = str(count)
+        self.processes = [
+            subprocess.Popen(
+                command, env=environment | own | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE
+            )
+            for i in range(count)
+        ]
+
+    def running(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+    def end(self) -> list[tuple[int, str]]:
+        """The exit codes, and what was said."""
+        said = [process.communicate()[1].decode()[-3000:] for process in self.processes]
+        return [(one.returncode, text) for one, text in zip(self.processes, said, strict=True)]
 
 
 class Training:
-    """Processes that pre-train, one after the other, in one folder."""
+    """Jobs that pre-train, one after the other, in one folder."""
 
     def __init__(self, folder: Path, shared: Path):
         self.stage = folder / "pretrain"
@@ -29,24 +66,29 @@ class Training:
         always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         self.environment = os.environ | cache | always
 
-    def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.command, env=self.environment, stderr=subprocess.PIPE)
+    def start(self, count: int = 1) -> Job:
+        return Job(self.command, self.environment, count)
 
-    def finish(self) -> None:
-        process = self.start()
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()[-3000:]
+    def finish(self, count: int = 1) -> None:
+        for code, said in self.start(count).end():
+            assert code == 0, said
 
-    def interrupt(self, after: int, number: int, wait: float = 0.0) -> int:
-        """Sends a signal once that many steps are logged, and returns the exit code."""
-        process = self.start()
-        while process.poll() is None and self.logged() < after:
+    def after(self, step: int, count: int = 1, wait: float = 0.0) -> Job:
+        """A job that has logged that many steps."""
+        job = self.start(count)
+        while job.running() and self.logged() < step:
             time.sleep(0.01)
         time.sleep(wait)
-        process.send_signal(number)
-        _, errors = process.communicate()
-        assert self.logged() < STEPS, errors.decode()[-3000:]
-        return process.returncode
+        return job
+
+    def interrupt(self, step: int, number: int, count: int = 1, wait: float = 0.0) -> list[int]:
+        """Sends a signal to each process once so many steps are logged; the exit codes."""
+        job = self.after(step, count, wait)
+        for process in job.processes:
+            process.send_signal(number)
+        ended = job.end()
+        assert self.logged() < STEPS, ended
+        return [code for code, _ in ended]
 
     def logged(self) -> int:
         if not (self.stage / tracking.FILE).exists():
@@ -74,30 +116,67 @@ def shared(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shared")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(shared) -> Training:
-    training = Training(shared / "run", shared)
-    training.finish()
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+def undisturbed(request, shared) -> tuple[Training, int]:
+    """A training by so many processes."""
+    training = Training(shared / f"by {request.param}", shared)
+    training.finish(request.param)
     assert [row["step"] for row in training.figures() if "loss" in row] == [*range(1, STEPS + 1)]
     assert max(training.saved()) == STEPS
-    return training
+    return training, request.param
 
 
 def test_a_run_killed_again_and_again_loses_nothing(undisturbed, shared, tmp_path):
+    whole, count = undisturbed
     training, rng = Training(tmp_path / "run", shared), random.Random(0)
-    for _ in range(4):
-        after = training.logged() + rng.randint(1, 6)
-        code = training.interrupt(after, signal.SIGKILL, wait=rng.uniform(0, 0.2))
-        assert code == -signal.SIGKILL
-    training.finish()
-    assert training.figures() == undisturbed.figures()
-    assert training.saved() == undisturbed.saved()
+    ahead = max(1, STEPS // KILLS)  # steps that it is given to make
+    for _ in range(KILLS):
+        kept = max(training.saved(), default=0)
+        until = min(kept + rng.randint(1, 1 + ahead), STEPS - 1)
+        codes = training.interrupt(until, signal.SIGKILL, count, wait=rng.uniform(0, 0.2))
+        assert codes == [-signal.SIGKILL] * count
+        assert max(training.saved(), default=0) >= kept
+    training.finish(count)
+    assert training.figures() == whole.figures()
+    assert training.saved() == whole.saved()
 
 
 def test_a_run_asked_to_go_saves_exits_with_42_and_is_taken_up_again(undisturbed, shared, tmp_path):
+    whole, count = undisturbed
     training = Training(tmp_path / "run", shared)
-    assert training.interrupt(10, signal.SIGTERM) == 42
+    assert training.interrupt(10, signal.SIGTERM, count) == [42] * count
     assert max(training.saved()) == training.logged() >= 10
-    training.finish()
-    assert training.figures() == undisturbed.figures()
-    assert training.saved() == undisturbed.saved()
+    training.finish(count)
+    assert training.figures() == whole.figures()
+    assert training.saved() == whole.saved()
+
+
+def test_one_process_goes_on_where_two_were_asked_to_go(undisturbed, shared, tmp_path):
+    """Only one of them is asked; both save the same step. What differs after is rounding."""
+    whole, count = undisturbed
+    training = Training(tmp_path / "run", shared)
+    job = training.after(8, 3 - count)
+    job.processes[-1].send_signal(signal.SIGTERM)
+    assert [code for code, _ in job.end()] == [42] * (3 - count)
+    training.finish(count)
+    wanted = {row["step"]: row["loss"] for row in whole.figures() if "loss" in row}
+    found = {row["step"]: row["loss"] for row in training.figures() if "loss" in row}
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_process_whose_peer_is_lost_ends_so_that_the_job_is_started_anew(shared, tmp_path):
+    job = Training(tmp_path / "run", shared).after(5, 2)
+    job.processes[1].kill()
+    (code, said), _ = job.end()
+    assert code in (PEER_LOST, -signal.SIGABRT), said  # by us, or by JAX's own watch of its peers
+
+
+def test_a_process_whose_peer_is_stuck_ends_and_says_where_it_waits(shared, tmp_path):
+    training = Training(tmp_path / "run", shared)
+    training.command.append("--impatient")
+    job = training.after(5, 2)
+    job.processes[1].send_signal(signal.SIGSTOP)
+    assert job.processes[0].wait() == STUCK
+    job.processes[1].kill()
+    job.end()
+    assert "in fit" in (training.stage / "stuck-0.txt").read_text()

@@ -117,6 +117,7 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         run_dir: str = "",
         record: bool = False,
         seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+        profile_steps: Annotated[str, tyro.conf.arg(metavar="A:B")] = "",
     ) -> dict[str, Any]:
         """Every field of the experiment can be overridden.
 
@@ -125,13 +126,14 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
           run_dir: where everything is written; empty: runs/<name>
           record: adds the results to the config's results.json
           seeds: runs seeds 0 to N - 1, a folder for each, and shows their mean and spread
+          profile_steps: traces steps A to B of each stage into its folder, for XProf
         """
         if seeds < 1:
             raise ValueError(f"--seeds {seeds} runs nothing; give 1 or more")
         begun = config if Path(config).is_dir() else f"runs/{experiment.name}"
         folder = Path(run_dir or begun)
         own = {"experiment": experiment, "folder": folder, "record": record, "seeds": seeds}
-        return own | {"verb": verb, "config": config}
+        return own | {"verb": verb, "config": config, "profiled": _steps(profile_steps)}
 
     return tyro.cli(
         options,
@@ -139,6 +141,20 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         prog=f"user-llm {verb} {config}",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _steps(said: str) -> range:
+    """The steps that `A:B` means, both of them included; none of an empty text.
+
+    Raises:
+      ValueError: it is not of that form, or no step is between them.
+    """
+    if not said:
+        return range(0)
+    first, _, last = said.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise ValueError(f"--profile-steps {said} names no steps; write A:B, such as 10:15")
+    return range(int(first), int(last) + 1)
 
 
 def _load(target: str) -> Callable[..., Any]:

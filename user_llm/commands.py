@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from user_llm import stages
+from user_llm import processes, stages
 from user_llm import sweep as sweeps
 from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
@@ -46,11 +47,14 @@ def run(
     config: str = "",
     record: bool = False,
     seeds: int = 1,
+    profiled: range = range(0),
 ) -> None:
     """Goes through the stages of an experiment that the verb names; each is resumed or skipped.
 
-    With several seeds, in a folder for each, and then shows the mean and its spread.
+    With several seeds, in a folder for each, and then shows the mean and its spread. The processes
+    of a job train together and leave it to one alone to judge.
     """
+    processes.join()
     if seeds > 1:
         folders = [folder / f"seed-{seed}" for seed in range(seeds)]
         for seed, own in enumerate(folders):
@@ -60,6 +64,7 @@ def run(
             print(table(*spread([evaluation.read(Run.open(own))["rows"] for own in folders])))
         return
     made = Run(experiment, folder)
+    made.profiled = profiled
     if verb in ("run", "finetune") and (experiment.finetune.steps or experiment.warmup.steps):
         made.check_language_model()
     if verb in ("run", "finetune") and experiment.finetune.steps:
@@ -73,6 +78,9 @@ def run(
         for name in made.systems:
             stages.finetune(made, name)
     if verb != "run":
+        return
+    if jax.process_count() > 1:
+        print(f"several processes have trained it; now, in one: user-llm run {folder}")
         return
     evaluate(folder)
     if experiment.finetune.steps and inference_benchmark.measurable(made):

@@ -66,6 +66,7 @@ def opened(data: DataConfig, folder: Path, *, clock: bool = False) -> Dataset:
         first_users=data.first_users,
         min_count=data.fewest,
         clock=clock,
+        damaged=data.damaged,
     )
 
 

@@ -375,5 +375,12 @@ def batches(run: Run, source: pipeline.Source, config: StageConfig):
 
 def train(run: Run, stage: Stage, name: str) -> Params:
     """`fit` in the run's folder of that name."""
-    seed, folder = run.experiment.seed, run.folder / name
-    return fit(stage, folder=folder, mesh=run.mesh, seed=seed, config=run.config, name=name)
+    return fit(
+        stage,
+        folder=run.folder / name,
+        mesh=run.mesh,
+        seed=run.experiment.seed,
+        config=run.config,
+        name=name,
+        profiled=run.profiled,
+    )

@@ -45,6 +45,7 @@ class DataConfig(Config):
     protocol: Protocol = "stable_leave_one_out"
     first_users: NonNegativeInt = 0  # in the order of the data set; 0: all
     min_count: NonNegativeInt = 0  # users and items with fewer events are dropped
+    damaged: float = Field(default=0.001, ge=0, lt=1)  # share of users that may be unreadable
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     held_out_users: float = Field(default=0.0, ge=0, lt=1)  # share of users never seen in training
     held_out_items: float = Field(default=0.0, ge=0, lt=1)  # share of items never seen in training

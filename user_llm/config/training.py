@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from user_llm.config.base import Config, Task
 
@@ -33,6 +33,10 @@ class StageConfig(Config):
     validate_every: NonNegativeInt = 0  # 0: no validation, and the last checkpoint is the best
     checkpoint_every: PositiveInt = 200
     keep: PositiveInt = 2  # checkpoints, beside the best
+    keep_every: NonNegativeInt = 0  # and those of every so many steps, for good; 0: no others
+    # Steps in a row that are passed over as harmful: their loss is not finite, or a spike.
+    skips: NonNegativeInt = 10
+    stuck_after: NonNegativeFloat = 1800.0  # seconds without a step that end a process; 0: never
     patience: NonNegativeInt = 0  # validations without a gain that end the stage; 0: never
     workers: NonNegativeInt = 0  # processes that prepare batches
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from user_llm.config import EVENT_TIME, QUERY_TIME, TEXT_VECTOR, FeatureConfig
 from user_llm.data.features import KNOWN, Text, Time, Vocabulary
 from user_llm.data.schema import TimelineSchema
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,28 +172,30 @@ def load(
     first_users: int = 0,
     min_count: int = 0,
     clock: bool = False,
+    damaged: float = 0.0,
 ) -> Dataset:
     """The data set built in `folder`, with these features of its schema (all, if none is named).
 
-    Of its users only the first are read where `first_users` is not 0.
+    Of its users only the first are read where `first_users` is not 0. Up to a share of `damaged`
+    are left out, with a warning, where their records cannot be read.
 
     `min_count` drops the events of users and of items that have fewer events in the whole table,
     counted once, as the preprocessing of SASRec (arXiv 1808.09781) does. `clock` adds the columns
     that tell an encoder when events were (see `clock_columns`).
 
     Raises:
-      ValueError: no data set there, fewer records than were built, an unknown feature, or a
-        `min_count` that leaves nothing.
+      ValueError: no data set there, fewer records than were built, more damaged ones than may be,
+        an unknown feature, or a `min_count` that leaves nothing.
     """
     if not (folder / "counts.json").is_file():
         raise ValueError(f"{folder} holds no built data set; build one there first")
     schema = TimelineSchema.model_validate_json((folder / "schema.json").read_text())
     schema = schema.select(features)
     counts = json.loads((folder / "counts.json").read_text())
-    timelines = _records(folder, "timelines", counts["users"])
+    timelines = _records(folder, "timelines", counts["users"], damaged)
     users = [_text(t.pop("user")) for t in timelines]
     lengths = np.array([len(t["timestamp"]) for t in timelines], np.int64)
-    if lengths.sum() != counts["events"]:
+    if len(users) == counts["users"] and lengths.sum() != counts["events"]:
         raise ValueError(f"{folder} has {lengths.sum()} events, not {counts['events']}; rebuild it")
     kept = slice(first_users or None)
     timelines, users, lengths = timelines[kept], users[kept], lengths[kept]
@@ -293,7 +298,9 @@ def count(folder: Path) -> int:
         raise ValueError(f"the records in {folder} are damaged; rebuild them: {error}") from error
 
 
-def _records(folder: Path, config: str, expected: int) -> list[dict[str, Any]]:
+def _records(
+    folder: Path, config: str, expected: int, damaged: float = 0.0
+) -> list[dict[str, Any]]:
     import tensorflow_datasets as tfds
 
     (info,) = folder.glob(f"*/{config}/*/dataset_info.json")
@@ -304,8 +311,24 @@ def _records(folder: Path, config: str, expected: int) -> list[dict[str, Any]]:
     source = builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
     try:
         return source.__getitems__(range(expected))
-    except RuntimeError as error:  # array_record checks every chunk that it reads
-        raise ValueError(f"the {config} of {folder} are damaged; rebuild it: {error}") from error
+    except RuntimeError:  # array_record checks every chunk that it reads
+        return _readable(source, expected, damaged, f"the {config} of {folder}")
+
+
+def _readable(
+    source: Sequence[dict[str, Any]], expected: int, damaged: float, what: str
+) -> list[dict[str, Any]]:
+    """The records of a source that are not damaged, read one by one."""
+    found, lost = [], 0
+    for place in range(expected):
+        try:
+            found.append(source[place])
+        except RuntimeError as error:
+            lost += 1
+            if lost > damaged * expected:
+                raise ValueError(f"{what} are damaged; rebuild it: {error}") from error
+    logger.warning("%d of %d of %s are DAMAGED and left out; rebuild it", lost, expected, what)
+    return found
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ from user_llm.data.timelines import histories, pack, user_of
 from user_llm.inference.buckets import bucket
 from user_llm.inference.retrieval import TILE, rank
 from user_llm.models.encoders import Encoder
+from user_llm.processes import host
 from user_llm.sharding import batch_sharding
 
 USERS = 512  # that are ranked at a time
@@ -77,7 +78,7 @@ def encoder_ranker(
                 inputs = (queries[piece], seen, dataset.item[chosen])
                 placed = jax.device_put(inputs, batch_sharding(mesh))
                 ranks = rank(placed[0], table, *placed[1:], tile=min(TILE, len(table)))
-                found.append(np.asarray(ranks)[:length])
+                found.append(host(ranks)[:length])
         ranks = np.empty(len(targets), np.int64)
         ranks[order] = np.concatenate(found)
         return ranks
@@ -122,7 +123,7 @@ def asker(
             for piece, length in chunks(np.arange(len(source)), batch_size):
                 ends = np.maximum(np.cumsum(rows[1][piece], axis=1) - 1, 0)
                 sent = jax.device_put((source.batch(piece, piece), ends), sharding)
-                told = np.asarray(queries(params, unpack(sent[0]), sent[1]))[:length]
+                told = host(queries(params, unpack(sent[0]), sent[1]))[:length]
                 mine = owner[piece[:length]]
                 found[known[mine[mine >= 0]]] = told[mine >= 0]
         return found, table

@@ -11,6 +11,7 @@ from user_llm.evaluation import charts, metrics
 from user_llm.evaluation.charts import Number
 from user_llm.files import write_atomically
 from user_llm.training import tracking
+from user_llm.training.goodput import told
 
 TEMPLATE = "report.html.jinja"
 PAGE = "report.html"
@@ -230,6 +231,9 @@ def _stages(folder: Path) -> list[dict[str, Any]]:
                         )
                         for key in sorted(rates)
                     },
+                    "went": told(seconds)
+                    if (seconds := tracking.seconds_by_kind(folder / name))
+                    else "",
                     "charts": _curves(log),
                 }
             )

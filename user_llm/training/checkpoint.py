@@ -5,6 +5,9 @@ In it lie Orbax's `state` and `manifest.json`: step, config, metrics, and the sh
 SHA-256 of every leaf, because Orbax does not notice flipped bits. The hash in the name is the
 manifest's own. The folder gets its name only when it is complete, so a killed save leaves none.
 
+Arrays are hashed and taken off their devices before `save` returns, and written behind the
+training's back; `wait` returns when they are safe.
+
 The step is the position in the data as well: batches are a function of seed and step.
 """
 
@@ -13,6 +16,7 @@ import json
 import logging
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,21 +48,25 @@ class Best(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one stage of one run: the latest `keep`, and the best.
+    """The checkpoints of one stage of one run: the latest `keep`, the best, and each `keep_every`.
 
     With several processes, each of them calls every method, and they share the folder.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
         self.folder = Path(folder).absolute()  # Orbax refuses relative paths
-        self.keep = keep
+        self.keep, self.keep_every = keep, keep_every
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
 
     def steps(self) -> list[int]:
         """The steps that were saved, in ascending order."""
+        self.wait()
         return sorted({_step(path) for path in self._newest_first()})
 
     def best(self, until: int | None = None) -> Best | None:
         """What was last saved as the best, at step `until` or before; reads no arrays."""
+        self.wait()
         for path in self._newest_first():
             if not _is_best(path) or (until is not None and _step(path) > until):
                 continue
@@ -79,11 +87,17 @@ class Checkpoints:
         metrics: dict[str, float] | None = None,
         best: bool = False,
     ) -> None:
-        """Writes a pytree of non-empty arrays, then removes what need not be kept.
+        """Begins to write a pytree of non-empty arrays; the caller may then change or donate them.
 
-        A second save of a step replaces the first. Later steps, which a run leaves that fell back
-        to an earlier checkpoint, are removed.
+        What need not be kept is removed once it is complete. A second save of a step replaces the
+        first. Later steps, which a run leaves that fell back to an earlier checkpoint, are removed.
+
+        If the save before could not be written, that is only logged: this one tries again.
         """
+        try:
+            self.wait()
+        except OSError as error:
+            logger.error("%s; free space there: the training goes on, and saves again", error)
         leaves = _leaves(state)
         records = {
             name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _sha256(x)}
@@ -103,12 +117,44 @@ class Checkpoints:
             for remains in self.folder.glob(".*.tmp"):
                 shutil.rmtree(remains)
         multihost_utils.sync_global_devices("checkpoint folder is free")
-        ocp.save(str(temporary / "state"), leaves)
-        if jax.process_index() == 0:
-            (temporary / "manifest.json").write_bytes(text)
-            temporary.rename(self.folder / name)
-            self._prune(self.folder / name)
-        multihost_utils.sync_global_devices("checkpoint is complete")
+        self._writing = self._writer.submit(
+            self._complete, _begin(temporary / "state", leaves), temporary, name, text
+        )
+
+    def wait(self) -> None:
+        """Returns when what was saved last is complete.
+
+        Raises:
+          OSError: it could not be written, in some process. Nothing is left of it, and what was
+            stored before is as it was.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        error = writing.exception()
+        # No process goes on before the folder has its name, nor alone where one has failed.
+        if not _all_processes(error is None):
+            raise OSError(f"a checkpoint could not be written to {self.folder}: {error}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        if error is None:
+            self.wait()
+        else:  # of which other processes may know nothing: they are not waited for
+            self._writer.shutdown()
+
+    def _complete(self, begun: Any, temporary: Path, name: str, manifest: bytes) -> None:
+        try:
+            begun.result()
+            if jax.process_index() == 0:
+                (temporary / "manifest.json").write_bytes(manifest)
+                temporary.rename(self.folder / name)
+                self._prune(self.folder / name)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+            raise
 
     def restore(self, abstract: Any, *, best: bool = False) -> Restored | None:
         """The newest undamaged checkpoint, or the best; None where nothing was saved.
@@ -146,6 +192,7 @@ class Checkpoints:
         self, abstract: Any, best: bool, homes: tuple[str, ...], own: str
     ) -> Restored | None:
         """Leaves from the first home that has them; of `own` nothing may be left behind."""
+        self.wait()
         paths = self._newest_first()
         if best:
             paths.sort(key=lambda path: not _is_best(path))
@@ -182,7 +229,8 @@ class Checkpoints:
             if _step(path) <= _step(newest):
                 latest.setdefault(_step(path), path)
                 best += [path] * _is_best(path)
-        kept = {newest, *list(latest.values())[: self.keep], *best[:1]}
+        forever = [path for step, path in latest.items() if _due(step, self.keep_every)]
+        kept = {newest, *list(latest.values())[: self.keep], *best[:1], *forever}
         for path in self._newest_first():
             if path not in kept:
                 shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
@@ -198,6 +246,25 @@ def _step(path: Path) -> int:
 
 def _is_best(path: Path) -> bool:
     return path.name.endswith("-best")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _begin(path: Path, leaves: dict[str, Any]) -> Any:
+    """A save that is under way, the arrays off their devices; its `result()` waits or raises."""
+    try:
+        return ocp.save_async(str(path), leaves)
+    except Exception as error:  # here, too, it must be told in all processes at once
+        failed = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def _all_processes(well: bool) -> bool:
+    """Whether all goes well in every process, each of which must call this."""
+    return bool(multihost_utils.process_allgather(np.array(well)).all())
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """One stage of training: its state, its compiled step, and the order of operations around it.
 
-For every step: take the batch, step, and then, where due, in this order: log (a loss or a gradient
-that is not finite ends the run here, before it can be saved), validate, save, stop. Whatever is
-validated or saved is logged before.
+For every step: take the batch, step, and then, where due, in this order: log, validate, save, stop.
+Whatever is validated or saved is logged before. A step that would do harm changes nothing but the
+count of such steps (see `health`); too many of them in a row end the run where they are logged.
 """
 
 import dataclasses
-import math
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +18,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from user_llm.config import StageConfig
 from user_llm.sharding import shardings
+from user_llm.training import goodput
 from user_llm.training.checkpoint import Best, Checkpoints
+from user_llm.training.health import Health, chosen
 from user_llm.training.optim import make_optimizer
+from user_llm.training.profiler import Profiler
 from user_llm.training.tracking import Tracker
+from user_llm.training.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 PREEMPTED = 42  # the exit code that says: saved, start me again
 
@@ -43,6 +50,7 @@ class TrainState(NamedTuple):
     frozen: Params
     opt: optax.OptState
     average: Params  # a running mean of `trained`, or empty
+    health: Health
 
     @property
     def params(self) -> Params:
@@ -128,7 +136,8 @@ def setup(
         model = make_model(rngs=nnx.Rngs(key))
         _, moved, frozen = cast(tuple[Any, ...], nnx.split(model, trained, ...))
         mean = jax.tree.map(jnp.copy, moved) if averaged else {}
-        return TrainState(jnp.zeros((), jnp.int32), moved, frozen, tx.init(moved), mean)
+        first = jnp.zeros((), jnp.int32)
+        return TrainState(first, moved, frozen, tx.init(moved), mean, Health.fresh())
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     state = jax.eval_shape(build, jax.random.key(0))  # of Variables: the moments keep their axes
@@ -181,45 +190,68 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt = tx.update(grads, state.opt, state.trained)
         trained = cast(Params, optax.apply_updates(state.trained, updates))
-        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        averaged = state.average
+        norm, averaged = optax.tree.norm(grads), state.average
         if average:
             averaged = jax.tree.map(partial(mean, state.step), averaged, trained)
-        new = TrainState(state.step + 1, trained, state.frozen, opt, averaged)
-        return new, metrics
+        good, health = state.health.check(value, norm)
+        moved = chosen(good, (trained, opt, averaged), (state.trained, state.opt, state.average))
+        new = TrainState(state.step + 1, moved[0], state.frozen, *moved[1:], health)
+        return new, metrics | {"loss": value, "grad_norm": norm, "skipped": health.skipped}
 
     return train_step
 
 
 class Preemption:
-    """Notes a SIGTERM, so that the loop can save before it goes."""
+    """Notes a SIGTERM, so that the loop can save before it goes.
+
+    Of several processes each may get its own, at another time, or only one; JAX tells them all at
+    which step they have heard of it.
+    """
 
     def __enter__(self):
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._noted, self._alone = False, jax.process_count() == 1
+        if self._alone:
+            self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
+    def asked(self, step: int) -> bool:
+        """Whether to go after this step; to be asked after every one."""
+        return self._noted if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
     def _note(self, *_):
-        self.asked = True
+        self._noted = True
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._before)
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._before)
 
 
 def fit(
-    stage: Stage, *, folder: Path, mesh: Mesh, seed: int, config: dict, name: str = "train"
+    stage: Stage,
+    *,
+    folder: Path,
+    mesh: Mesh,
+    seed: int,
+    config: dict,
+    name: str = "train",
+    profiled: range = range(0),
 ) -> Params:
     """Trains a stage to its end, from its last checkpoint where there is one.
+
+    Args:
+      profiled: the steps that are traced into `folder/profile`, as TensorBoard and XProf read it.
 
     Returns:
       The parameters of the best validation, or the last ones where nothing is validated.
 
     Raises:
-      FloatingPointError: the loss or its gradient is not finite; names the step.
+      FloatingPointError: more steps in a row than `skips` would have done harm; names the first.
+      OSError: the last checkpoint could not be written. Before it, such a failure is only logged.
       SystemExit: with code 42 after a SIGTERM, once the state is saved.
     """
+    began = time.monotonic()
     cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep, keep_every=cfg.keep_every)
     average = cfg.optim.average
     graphdef, abstract, init = setup(
         stage.make_model, tx, stage.trained, mesh, averaged=average > 0
@@ -230,29 +262,50 @@ def fit(
     best = checkpoints.best(until=step)
     if not over(cfg, step, best):
         train_step = make_train_step(graphdef, stage.loss, tx, abstract, average=average)
-        key, batches, meter = jax.random.key(seed), stage.batches(step), Meter()
+        key, batches, meter = jax.random.key(seed), stage.batches(step), Meter(cfg.skips)
+        stop = False
         tracker = Tracker(folder, total=cfg.steps, step=step, name=name)
-        with jax.set_mesh(mesh), Preemption() as preemption, tracker:
+        clock, doing = tracker.clock, "compile"
+        clock.add("initialise", time.monotonic() - began)
+        watchdog, profiler = Watchdog(cfg.stuck_after, folder), Profiler(folder, profiled)
+        preemption = Preemption()
+        with jax.set_mesh(mesh), preemption, tracker, checkpoints, watchdog, profiler:
             while not over(cfg, step, best):
-                state, metrics = train_step(state, next(batches), key)
-                step += 1
+                watchdog.beat()
+                with clock.spend("data"):
+                    batch = next(batches)
+                with clock.spend(doing):
+                    state, metrics = train_step(state, batch, key)
+                step, doing = step + 1, "step"
                 meter.add(step, metrics)
-                stop = preemption.asked
+                profiler.after(step, metrics)
+                stop = preemption.asked(step)
                 save = stop or step == cfg.steps or step % cfg.checkpoint_every == 0
                 validate = stage.validate if validates(cfg, step) else None
                 if save or validate or step % cfg.log_every == 0:
-                    tracker.log(step, meter.flush())
+                    with clock.spend("step"):
+                        means = meter.flush()
+                    tracker.log(step, means)
                 figures, improved = {}, False
                 if validate:
-                    figures = validate(state.params)
+                    watchdog.beat()
+                    with clock.spend("validate"):
+                        figures = validate(state.params)
                     tracker.log(step, figures)
-                    meter = Meter()  # the rates are those of training alone
+                    meter.restart()  # the rates are those of training alone
                     improved = best is None or score(figures) > score(best.metrics)
                     best = Best(step, figures) if improved else best
                 if save or improved or over(cfg, step, best):
-                    checkpoints.save(step, state, config=config, metrics=figures, best=improved)
+                    watchdog.beat()
+                    with clock.spend("checkpoint"):
+                        checkpoints.save(step, state, config=config, metrics=figures, best=improved)
                 if stop:
-                    raise SystemExit(PREEMPTED)
+                    break
+            with clock.spend("checkpoint"):
+                checkpoints.wait()
+        logger.info("%s: %s", name, goodput.told(clock.seconds))
+        if stop:
+            raise SystemExit(PREEMPTED)
     if best and best.step != step and (restored := checkpoints.restore(abstract, best=True)):
         state = restored.state
     return state.params
@@ -287,32 +340,48 @@ def over(config: StageConfig, step: int, best: Best | None) -> bool:
 
 
 class Meter:
-    """Collects the metrics of steps; they stay on the device until they are asked for."""
+    """Collects the metrics of steps; they stay on the device until they are asked for.
 
-    def __init__(self):
-        self.pending, self.started = [], time.monotonic()
+    Args:
+      skips: harmful steps in a row that are put up with.
+    """
+
+    def __init__(self, skips: int):
+        self._skips = skips
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what it has collected, and when that began."""
+        self._pending, self._started = [], time.monotonic()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self.pending.append((step, metrics))
+        self._pending.append((step, metrics))
 
     def flush(self) -> dict[str, float]:
         """The means since the last time, and how many events and tokens there were a second.
 
+        Steps that were skipped are in none of them but in `skipped`, which counts them.
+
         Raises:
-          FloatingPointError: a loss or its gradient was not finite.
+          FloatingPointError: too many were skipped in a row.
         """
-        steps, rows = zip(*jax.device_get(self.pending), strict=True)
+        steps, rows = zip(*jax.device_get(self._pending), strict=True)
         for step, row in zip(steps, rows, strict=True):
-            loss, norm = row["loss"], row["grad_norm"]
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if (count := int(row["skipped"])) > self._skips:
                 raise FloatingPointError(
-                    f"the loss is {loss} at step {step}, the norm of its gradient {norm}; nothing "
-                    "was saved since. Lower optim.learning_rate or optim.clip, then run again to "
-                    "resume before it"
+                    f"the loss is {row['loss']} at step {step}, the norm of its gradient "
+                    f"{row['grad_norm']}, which would do harm as did the {count - 1} steps before "
+                    f"it; nothing has been learned since step {step - count}. Lower "
+                    "optim.learning_rate or optim.clip, then run again to resume before it"
                 )
-        seconds = time.monotonic() - self.started
-        self.pending, self.started = [], time.monotonic()
-        sums = {name: float(sum(row[name] for row in rows)) for name in rows[0]}
+        seconds = time.monotonic() - self._started
+        self.restart()
+        good = [row for row in rows if not row["skipped"]]
+        told = {"skipped": float(len(rows) - len(good))} if len(good) < len(rows) else {}
+        if not good:
+            return told
+        sums = {name: float(sum(row[name] for row in good)) for name in good[0]}
+        del sums["skipped"]
         counted = [name for name in ("events", "tokens") if name in sums]
         rates = {f"{name}_per_second": sums.pop(name) / seconds for name in counted}
-        return {name: total / len(rows) for name, total in sums.items()} | rates
+        return {name: total / len(good) for name, total in sums.items()} | rates | told

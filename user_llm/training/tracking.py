@@ -1,6 +1,10 @@
-"""A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal."""
+"""A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal.
+
+Beside them stands where the time went, in `goodput.json`.
+"""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -11,8 +15,12 @@ import jax
 from tqdm import tqdm
 
 from user_llm.files import write_atomically
+from user_llm.training.goodput import Clock
+
+logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+GOODPUT = "goodput.json"
 
 
 class Tracker:
@@ -30,13 +38,14 @@ class Tracker:
 
     def __init__(self, folder: Path, *, total: int, step: int = 0, name: str = "train"):
         self._writes = jax.process_index() == 0
-        seconds = 0.0
+        self._folder, seconds, self.clock = Path(folder), 0.0, Clock()
         if self._writes:
             from tensorboardX import SummaryWriter  # imports torch where that is installed
 
-            path = Path(folder) / FILE
+            path = self._folder / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            seconds = _forget_after(path, step)
+            seconds, lost = _forget_after(path, step)
+            self.clock = Clock(seconds_by_kind(folder), lost)
             self._lines = path.open("a", buffering=1)
             self._board = SummaryWriter(
                 str(path.parent / "tensorboard"),
@@ -64,7 +73,11 @@ class Tracker:
             return
         values = {name: float(value) for name, value in values.items()}
         seconds = round(time.monotonic() - self._start, 3)
-        self._lines.write(json.dumps({"step": step, "seconds": seconds} | values) + "\n")
+        try:
+            self._lines.write(json.dumps({"step": step, "seconds": seconds} | values) + "\n")
+            self._write_goodput()
+        except OSError as error:  # of a full disk, say, which is no reason to end a training
+            logger.error("step %d could not be logged to %s: %s", step, self._folder, error)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         rates = {
@@ -85,6 +98,11 @@ class Tracker:
         if self._writes:
             self._board.close()
             self._lines.close()
+            self._write_goodput()
+
+    def _write_goodput(self) -> None:
+        seconds = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
+        write_atomically(self._folder / GOODPUT, json.dumps(seconds) + "\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -105,10 +123,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _forget_after(path: Path, step: int) -> float:
-    """Drops the lines of later steps, all or none; the seconds of the last line that stays."""
+def seconds_by_kind(folder: Path) -> dict[str, float]:
+    """Where a stage's time went, by the kinds of `goodput.KINDS`; empty where nobody has told."""
+    path = Path(folder) / GOODPUT
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _forget_after(path: Path, step: int) -> tuple[float, float]:
+    """Drops the lines of later steps, all or none.
+
+    Returns:
+      The seconds of the last line that stays, and how many more those had that went.
+    """
     if not path.exists():
-        return 0.0
-    rows = [row for row in read(path.parent) if row["step"] <= step]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return rows[-1]["seconds"] if rows else 0.0
+        return 0.0, 0.0
+    rows = read(path.parent)
+    kept = [row for row in rows if row["step"] <= step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+    until, all_of_them = (x[-1]["seconds"] if x else 0.0 for x in (kept, rows))
+    return until, all_of_them - until
