@@ -219,6 +219,7 @@ def _stages(folder: Path) -> list[dict[str, Any]]:
         log = tracking.read(folder / name) if (folder / name / tracking.FILE).exists() else []
         if log:
             rates = {key for line in log for key in line if key.endswith("_per_second")}
+            spent = tracking.seconds_by_kind(folder / name)
             title = STAGES.get(name) or "Fine-tuning: " + words(name.partition("-")[2])
             stages.append(
                 {
@@ -231,9 +232,7 @@ def _stages(folder: Path) -> list[dict[str, Any]]:
                         )
                         for key in sorted(rates)
                     },
-                    "went": told(seconds)
-                    if (seconds := tracking.seconds_by_kind(folder / name))
-                    else "",
+                    "went": told(spent) if spent else "",
                     "charts": _curves(log),
                 }
             )
