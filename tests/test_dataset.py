@@ -182,19 +182,18 @@ def test_up_to_a_share_of_damaged_records_is_left_out_and_told_of(tmp_path, capl
     (records,) = folder.glob("*/timelines/*/*.array_record-*")
     sound, whole = records.read_bytes(), load(folder)
     flipped = bytearray(sound)
-    flipped[sound.index(whole.users[7].encode())] ^= 4
+    flipped[sound.index(b"timestamp") + 20] ^= 4
     records.write_bytes(flipped)
     left = load(folder, damaged=0.05)
     lost = set(whole.users) - set(left.users)
-    assert whole.users[7] in lost
-    assert len(lost) <= 2
+    assert 1 <= len(lost) <= 2
     assert f"{len(lost)} of 40 of the timelines of {folder} are DAMAGED and left out" in caplog.text
     there = [whole.users.index(user) for user in left.users]
     for mine, its in enumerate(there):
         own = slice(*left.offsets[mine : mine + 2]), slice(*whole.offsets[its : its + 2])
         np.testing.assert_array_equal(left.times[own[0]], whole.times[own[1]])
     with pytest.raises(ValueError, match="the timelines of .* are damaged; rebuild it"):
-        load(folder, damaged=0.02)
+        load(folder)
 
 
 def test_the_5_core_of_movielens_1m_is_the_one_that_sasrec_ships(data_folder, tmp_path):

@@ -212,8 +212,7 @@ def test_too_many_harmful_steps_in_a_row_end_the_stage(tmp_path, mesh):
     changes = {"skips": 2, "log_every": 4, "checkpoint_every": 5, "validate_every": 0}
     with pytest.raises(FloatingPointError, match=r"at step 7.*the 2 steps before.*since step 4"):
         run(stage(bad_at(3, 5, 6, 7), **changes), tmp_path, mesh)
-    (row,) = figures(tmp_path)
-    assert (row["step"], row["skipped"]) == (4, 1)
+    assert [(row["step"], row["skipped"]) for row in figures(tmp_path)] == [(4, 1), (5, 1)]
 
 
 def test_the_steps_that_are_asked_for_are_traced(tmp_path, mesh):
@@ -236,7 +235,7 @@ def test_the_time_is_told_by_what_it_was_spent_on(tmp_path, mesh, caplog):
     assert tuple(seconds) == goodput.KINDS
     assert seconds["compile"] > seconds["step"] > 0 == seconds["lost"]
     assert min(seconds[kind] for kind in ("initialise", "validate", "checkpoint")) > 0
-    assert re.search(r"goodput \d+\.\d% of [\d.]+ s: step .*compile ", caplog.text)
+    assert re.search(r"goodput \d+\.\d% of [\d.]+ s: .*compile .*step ", caplog.text)
 
 
 def test_steps_that_a_crash_cost_are_lost_time(tmp_path, mesh):
