@@ -14,7 +14,6 @@ from user_llm import commands
 from user_llm.data.dataset import clock_columns
 from user_llm.data.features import KNOWN
 from user_llm.evaluation.next_item import asker
-from user_llm.inference import embeddings
 from user_llm.inference.recommend import Recommender
 from user_llm.models.encoders import ENCODERS
 
@@ -101,40 +100,6 @@ def test_no_more_is_recommended_than_there_is(mesh):
     assert recommender.embed([]).shape == (0, 8)
     with pytest.raises(ValueError, match="count=0 asks for nothing"):
         recommender.recommend([[event]], count=0)
-
-
-def test_vectors_are_written_in_shards_and_an_interrupted_writing_goes_on(tmp_path, mesh):
-    data, make, params = made("autoregressive")
-    recommender = Recommender(data, make, params, mesh=mesh())
-    assert embeddings.write(recommender, data, tmp_path / "all", shard=3) == 3
-    shards = list(embeddings.read(tmp_path / "all"))
-    assert [len(users) for users, _ in shards] == [3, 3, 1]
-    assert [user for users, _ in shards for user in users] == list(data.users)
-    vectors = np.concatenate([vectors for _, vectors in shards])
-    wanted = recommender.states(data, np.arange(len(data.users)))
-    np.testing.assert_allclose(vectors, wanted, atol=1e-5)
-
-    lost = tmp_path / "all" / "vectors-00001.safetensors"
-    before = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(ValueError, match="lacks 1 of 3 shards, such as vectors-00001"):
-        list(embeddings.read(tmp_path / "all"))
-    assert embeddings.write(recommender, data, tmp_path / "all", shard=3) == 1
-    assert lost.read_bytes() == before
-    index = json.loads((tmp_path / "all" / "index.json").read_text())
-    assert index["users"] == len(data.users)
-
-
-def test_vectors_of_another_encoder_are_not_mixed_in(tmp_path, mesh):
-    data, make, params = made("autoregressive")
-    embeddings.write(Recommender(data, make, params, mesh=mesh()), data, tmp_path, shard=3)
-    other = nnx.to_pure_dict(nnx.state(models_made.random_model(make, seed=1)))
-    with pytest.raises(ValueError, match=r"holds other vectors \(encoder differ\)"):
-        embeddings.write(Recommender(data, make, other, mesh=mesh()), data, tmp_path, shard=3)
-    with pytest.raises(ValueError, match="is not an empty folder"):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.txt").write_text("")
-        embeddings.write(Recommender(data, make, params, mesh=mesh()), data, tmp_path / "mine")
 
 
 def test_the_verb_predicts_for_the_users_of_a_file(tmp_path, mesh, monkeypatch, capsys):

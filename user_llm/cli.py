@@ -319,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     predict = add("predict", "recommend items to users, whom training need not have seen")
-    embed = add("embed", "write the vectors of all users of a run's data set, or of a file")
+    embed = add("embed", "write what a run knows of all users, its own or others, to Parquet")
     events = "a table of user, item, timestamp, ...: .parquet, .csv, .json or .jsonl"
     for sub in (predict, embed):
         sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
@@ -329,7 +329,19 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=int, default=10, metavar="K", help="items a user (default: %(default)s)"
     )
     predict.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; shown if not given")
+    embed.add_argument(
+        "data",
+        type=Path,
+        metavar="DATASET",
+        nargs="?",
+        help="the folder of a built data set; the run's own if not given",
+    )
     embed.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder of shards")
+    embed.add_argument(
+        "--memory",
+        action="store_true",
+        help="the tokens that the fine-tuned decoder reads, not the encoder's vectors",
+    )
 
     texts = add("embed-texts", "write the vectors of a built data set's texts, each one once")
     texts.add_argument(

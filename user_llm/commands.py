@@ -13,7 +13,7 @@ from user_llm import processes, stages
 from user_llm import sweep as sweeps
 from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
-from user_llm.data.dataset import load
+from user_llm.data.dataset import fingerprint, load
 from user_llm.evaluation import (
     catalog_benchmark,
     comparison,
@@ -31,9 +31,11 @@ from user_llm.evaluation import (
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
 from user_llm.files import write_whole
-from user_llm.inference import embeddings, text_vectors
+from user_llm.inference import embeddings, text_vectors, vectors
+from user_llm.inference.memories import Memories
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run
+from user_llm.sharding import make_mesh
 from user_llm.sources import data_path
 from user_llm.training import tracking
 
@@ -297,12 +299,39 @@ def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
     write_whole(out, write)
 
 
-def embed(folder: Path, events: Path | None, out: Path) -> None:
-    """Writes the vectors that a run's encoder makes of all users, its data set's or a file's."""
-    recommender = stages.recommender(Run.open(folder))
-    data = unseen.read(recommender.dataset, events) if events else recommender.dataset
-    made = embeddings.write(recommender, data, out)
-    print(f"{out}: {len(data.users)} users, {recommender.width} numbers each; {made} new shards")
+def embed(
+    folder: Path, data: Path | None, events: Path | None, out: Path, memory: bool = False
+) -> None:
+    """Writes what a run knows of all users: its data set's, another built one's, or a file's.
+
+    That is the vector that its encoder makes, or the memory tokens that its decoder reads. Of
+    several processes each writes its own shards.
+
+    Raises:
+      ValueError: both a data set and a file are given.
+    """
+    if data and events:
+        raise ValueError(f"{data} and --events {events} are users of two origins; give one of them")
+    processes.join()
+    run = Run.open(folder)
+    run.mesh = make_mesh(devices=jax.local_devices())  # what it makes, it makes alone
+    made = stages.memories(run) if memory else stages.recommender(run)
+    make = made.tokens if isinstance(made, Memories) else made.states
+    if data:
+        stored = unseen.Stored(run.dataset, data)
+        count, some, whose = len(stored), stored.some, fingerprint(data)
+    else:
+        held = unseen.read(run.dataset, events) if events else run.dataset
+        count, some, whose = len(held.users), held.some, held.hash
+    told = {
+        "what": "memory" if memory else "vector",
+        "width": made.width,
+        "model": vectors.fingerprint(made.params),
+        "data": whose,
+    }
+    part = jax.process_index(), jax.process_count()
+    shards = embeddings.write(make, count, some, out, told=told, part=part)
+    print(f"{out}: {count} users, {made.width} numbers each; {shards} new shards")
 
 
 def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str) -> None:

@@ -25,6 +25,7 @@ from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.files import write_atomically
 from user_llm.huggingface import import_text_encoder, load_decoder
 from user_llm.inference import event_vectors, text_vectors
+from user_llm.inference.memories import Memories
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, differing_fields
@@ -125,6 +126,31 @@ def trained_encoder(run: Run) -> Params:
         )
     _, abstract, _ = setup(run.make_encoder, optax.identity(), nnx.Param, run.mesh)
     return saved.restore_params(abstract.params).state
+
+
+def trained_system(run: Run, name: str = "user_llm") -> Params:
+    """A system as fine-tuning left it at its best so far; nothing is trained for it.
+
+    Raises:
+      ValueError: it has not been fine-tuned at all.
+    """
+    if not (saved := Checkpoints(run.folder / f"finetune-{name}" / "checkpoints")).steps():
+        raise ValueError(
+            f"{run.folder} holds no fine-tuned {name}; train it with `user-llm run CONFIG`"
+        )
+    make_model = run.make_model(run.systems[name])
+    _, abstract, _ = setup(make_model, optax.identity(), nnx.Param, run.mesh)
+    return saved.restore_params(abstract.params).state
+
+
+def memories(run: Run) -> Memories:
+    """What the fine-tuned system of a run remembers, ready to be asked about any users.
+
+    Raises:
+      ValueError: it has not been fine-tuned, or its memory is not of timelines alone.
+    """
+    make_model, history = run.make_model(run.systems["user_llm"]), run.experiment.finetune.history
+    return Memories(make_model, trained_system(run), history=history, mesh=run.mesh)
 
 
 def recommender(run: Run) -> Recommender:

@@ -102,6 +102,22 @@ class Dataset:
             asked=None if self.asked is None else Asked(*map(of, self.asked)),
         )
 
+    def some(self, first: int, last: int) -> "Dataset":
+        """The data set of users `first` to `last` alone, the last excluded."""
+        start, stop = self.offsets[[first, last]].tolist()
+        own = slice(start, stop)
+        return replace(
+            self,
+            users=self.users[first:last],
+            offsets=self.offsets[first : last + 1] - start,
+            item=self.item[own],
+            times=self.times[own],
+            features={name: values[own] for name, values in self.features.items()},
+            ratings=None if self.ratings is None else self.ratings[own],
+            reviews=None if self.reviews is None else self.reviews[own],
+            asked=None if self.asked is None else Asked(*(texts[own] for texts in self.asked)),
+        )
+
     def with_vectors(self, vectors: Float[np.ndarray, "events D"], seen: bool) -> "Dataset":
         """The data set with a vector of each event's review as a feature, `TEXT_VECTOR`.
 
@@ -193,13 +209,10 @@ def load(
     schema = schema.select(features)
     counts = json.loads((folder / "counts.json").read_text())
     timelines = _records(folder, "timelines", counts["users"], damaged)
-    users = [_text(t.pop("user")) for t in timelines]
-    lengths = np.array([len(t["timestamp"]) for t in timelines], np.int64)
-    if len(users) == counts["users"] and lengths.sum() != counts["events"]:
-        raise ValueError(f"{folder} has {lengths.sum()} events, not {counts['events']}; rebuild it")
-    kept = slice(first_users or None)
-    timelines, users, lengths = timelines[kept], users[kept], lengths[kept]
-    columns = {name: _joined([t[name] for t in timelines]) for name in timelines[0]}
+    events = sum(len(one["timestamp"]) for one in timelines)
+    if len(timelines) == counts["users"] and events != counts["events"]:
+        raise ValueError(f"{folder} has {events} events, not {counts['events']}; rebuild it")
+    users, lengths, columns = columns_of(timelines[: first_users or None])
     user = np.repeat(np.arange(len(users)), lengths)
     if min_count:
         user, columns = _frequent(user, columns, min_count)
@@ -212,8 +225,8 @@ def load(
     encoded = encode_events(schema, vocabularies, columns, offsets)
     if clock:
         encoded |= clock_columns(columns["timestamp"], offsets)
-    records = _records(folder, "items", counts["items"])
-    items, of_items = _items(records, schema, vocabularies[schema.item])
+    described = _records(folder, "items", counts["items"])
+    items, of_items = _items(described, schema, vocabularies[schema.item])
     return Dataset(
         schema=schema,
         vocabularies=vocabularies | of_items,
@@ -298,9 +311,12 @@ def count(folder: Path) -> int:
         raise ValueError(f"the records in {folder} are damaged; rebuild them: {error}") from error
 
 
-def _records(
-    folder: Path, config: str, expected: int, damaged: float = 0.0
-) -> list[dict[str, Any]]:
+def records(folder: Path, config: str, expected: int) -> Sequence[dict[str, Any]]:
+    """The records of a built data set on disk, `timelines` or `items`, by number.
+
+    Raises:
+      ValueError: there are not as many as expected, or their files are damaged.
+    """
     import tensorflow_datasets as tfds
 
     (info,) = folder.glob(f"*/{config}/*/dataset_info.json")
@@ -308,9 +324,25 @@ def _records(
     if written != expected:
         raise ValueError(f"{folder} has {written} {config}, not {expected}; rebuild it")
     builder = tfds.builder_from_directory(info.parent)
-    source = builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
+    return builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
+
+
+def columns_of(
+    timelines: Sequence[dict[str, Any]],
+) -> tuple[list[str], Int[np.ndarray, " users"], dict[str, np.ndarray]]:
+    """Users, how many events each has, and all events by column, from timelines' records."""
+    users = [_text(one["user"]) for one in timelines]
+    lengths = np.array([len(one["timestamp"]) for one in timelines], np.int64)
+    names = [name for name in timelines[0] if name != "user"] if timelines else []
+    return users, lengths, {name: _joined([t[name] for t in timelines]) for name in names}
+
+
+def _records(
+    folder: Path, config: str, expected: int, damaged: float = 0.0
+) -> list[dict[str, Any]]:
+    source = records(folder, config, expected)
     try:
-        return source.__getitems__(range(expected))
+        return source.__getitems__(range(expected))  # pyright: ignore[reportAttributeAccessIssue]
     except RuntimeError:  # array_record checks every chunk that it reads
         return _readable(source, expected, damaged, f"the {config} of {folder}")
 

@@ -1,5 +1,6 @@
 """Timelines that no data set holds, encoded exactly as one encodes its own."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import Int
 
 from user_llm.config import EVENT_TIME, TEXT_VECTOR
 from user_llm.data import tables
-from user_llm.data.dataset import Dataset, clock_columns, encode_events
+from user_llm.data.dataset import Dataset, clock_columns, columns_of, encode_events, records
 
 Event = Mapping[str, Any]  # a raw one by column: its item, its timestamp, what features read
 
@@ -62,6 +63,49 @@ def read(dataset: Dataset, path: Path) -> Dataset:
     columns = without_repeats(tables.event_columns(table, schema), [])
     names, user = np.unique(columns["user"], return_inverse=True)
     return _grouped(dataset, tuple(map(str, names)), user, columns, None)
+
+
+class Stored:
+    """The timelines of another built data set, read from the disk some users at a time.
+
+    Args:
+      dataset: whose vocabularies and items they are encoded by.
+      folder: of the built data set.
+
+    Raises:
+      ValueError: there is no built data set, or its events lack a column that a feature reads.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path):
+        if not (folder / "counts.json").is_file():
+            raise ValueError(f"{folder} holds no built data set; build one there first")
+        self.dataset, self.folder = dataset, folder
+        self._users = json.loads((folder / "counts.json").read_text())["users"]
+        self._records = records(folder, "timelines", self._users)
+        schema = dataset.schema
+        read = {feature.column for feature in (schema[schema.item], *schema.of("event"))}
+        if self._users and (lacking := read - set(self._records[0])):
+            raise ValueError(
+                f"events of {folder} have no {', '.join(sorted(lacking))}, which the run's "
+                "features read; build it with those columns"
+            )
+
+    def __len__(self) -> int:
+        return self._users
+
+    def some(self, first: int, last: int) -> Dataset:
+        """Users `first` to `last`, the last excluded, in the order in which they are stored.
+
+        Raises:
+          ValueError: a record of theirs is damaged.
+        """
+        try:
+            part = self._records.__getitems__(range(first, last))  # pyright: ignore
+        except RuntimeError as error:
+            raise ValueError(f"{self.folder} is damaged; rebuild it: {error}") from error
+        names, lengths, columns = columns_of(part)
+        user = np.repeat(np.arange(len(names)), lengths)
+        return _grouped(self.dataset, tuple(names), user, columns, None)
 
 
 def _grouped(

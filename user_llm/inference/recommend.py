@@ -133,22 +133,9 @@ class Recommender:
         return found
 
     def _batches(self, data: Dataset, users: np.ndarray) -> Iterator[tuple[np.ndarray, jax.Array]]:
-        """The places in `users` of a batch, and its states, behind them those of nobody.
-
-        Shapes are powers of two, for each is compiled; users of like lengths go together.
-        """
-        stops = data.offsets[1:][users]
-        starts = np.maximum(data.offsets[:-1][users], stops - self.window)
-        order = np.argsort(stops - starts, kind="stable")
-        for first in range(0, len(users), self.batch_size):
-            places = order[first : first + self.batch_size]
-            begin, lengths = starts[places], (stops - starts)[places]
-            size = min(self.window, bucket(int(lengths.max()), least=1))
-            rows = self.parts * bucket(-(-len(places) // self.parts), least=1)
-            events = np.full((min(rows, self.batch_size), size), -1)
-            span = np.arange(size)
-            events[: len(places)] = np.where(span < lengths[:, None], begin[:, None] + span, -1)
-            sent = data.gather(events), (events >= 0).astype(np.int32)
+        """The places in `users` of a batch, and its states, behind them those of nobody."""
+        sizes = self.window, self.batch_size, self.parts
+        for places, sent in batches(data, users, *sizes):
             yield places, self._ask(self.params, *jax.device_put(sent, batch_sharding(self.mesh)))
 
     def _seen(self, data: Dataset, users: np.ndarray, rows: int) -> Int[np.ndarray, "B H"]:
@@ -166,3 +153,25 @@ class Recommender:
             for item, score in zip(items.tolist(), scores.tolist(), strict=True)
             if item >= 0
         ]
+
+
+def batches(
+    data: Dataset, users: Int[np.ndarray, " N"], window: int, batch_size: int, parts: int
+) -> Iterator[tuple[np.ndarray, tuple[dict[str, np.ndarray], np.ndarray]]]:
+    """Users' last events and their segments, a batch at a time, and the users' places.
+
+    Shapes are powers of two, for each is compiled; users of like lengths go together. Behind them
+    come rows of nobody, so that a mesh of so many parts divides the batch.
+    """
+    stops = data.offsets[1:][users]
+    starts = np.maximum(data.offsets[:-1][users], stops - window)
+    order = np.argsort(stops - starts, kind="stable")
+    for first in range(0, len(users), batch_size):
+        places = order[first : first + batch_size]
+        begin, lengths = starts[places], (stops - starts)[places]
+        size = min(window, bucket(int(lengths.max()), least=1))
+        rows = parts * bucket(-(-len(places) // parts), least=1)
+        events = np.full((min(rows, batch_size), size), -1)
+        span = np.arange(size)
+        events[: len(places)] = np.where(span < lengths[:, None], begin[:, None] + span, -1)
+        yield places, (data.gather(events), (events >= 0).astype(np.int32))
