@@ -36,6 +36,7 @@ TARGETS = {
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
     "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
+    "launch render": "user_llm.launch.render:main",
 }
 
 
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     verb = options.pop("verb")
     try:
-        if "config" in options:
+        if verb.startswith("launch "):
+            options = _launch_options(verb, **options)
+        elif "config" in options:
             options = _experiment_options(verb, **options)
         if verb == "sweep":
             options["table"] = load_sweep(options["file"])
@@ -139,6 +142,14 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         prog=f"user-llm {verb} {config}",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _launch_options(verb: str, config: str, flags: list[str]) -> dict[str, Any]:
+    """The options of a launch, by the parser of its module, and the experiment with all others."""
+    parser = _load(f"user_llm.launch.{verb.split()[1]}:parser")(f"user-llm {verb} CONFIG")
+    own, overrides = parser.parse_known_args(flags)
+    experiment = _experiment_options(verb, config, overrides)["experiment"]
+    return vars(own) | {"experiment": experiment, "config": config, "overrides": overrides}
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -379,6 +390,17 @@ def _parser() -> argparse.ArgumentParser:
         help="of a user for training at most (default: %(default)s)",
     )
     made.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
+
+    launch = verbs.add_parser("launch", help="take an experiment to many machines")
+    launch_verbs = launch.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb, text in {"render": "write the manifest of a job"}.items():
+        sub = add(f"launch {verb}", text, to=launch_verbs)
+        sub.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
+        told = f"`user-llm launch {verb} CONFIG --help` lists them; and the experiment's fields"
+        flags = sub.add_argument(
+            "flags", nargs=argparse.REMAINDER, metavar="--FLAG VALUE", help=told
+        )
+        flags.required = False
     return parser
 
 
