@@ -170,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=verb)
         return sub
 
+    def rest(sub: argparse.ArgumentParser, shown: str, text: str) -> None:
+        given = sub.add_argument("flags", nargs=argparse.REMAINDER, metavar=shown, help=text)
+        given.required = False
+
     quickstart = add("quickstart", "train and judge a small model in minutes, offline")
     quickstart.add_argument(
         "--run-dir",
@@ -187,13 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(verb, text)
         told = "a file such as configs/quickstart.py, or the folder of a run that was interrupted"
         sub.add_argument("config", metavar="CONFIG", help=told)
-        flags = sub.add_argument(
-            "flags",
-            nargs=argparse.REMAINDER,
-            metavar="--FIELD VALUE",
-            help=f"`user-llm {verb} CONFIG --help` lists the fields",
-        )
-        flags.required = False
+        rest(sub, "--FIELD VALUE", f"`user-llm {verb} CONFIG --help` lists the fields")
 
     sweep = add("sweep", "run a table of experiments, one after the other, into one tidy file")
     sweep.add_argument("file", metavar="FILE", help="with `def sweep() -> Sweep`")
@@ -347,8 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     dpl = add("dpl", "let a language model of an endpoint write users' last reviews")
     dpl.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
     told = "--url, --model, --out and more: `user-llm dpl DIR --help` lists them"
-    flags = dpl.add_argument("flags", nargs=argparse.REMAINDER, metavar="--FLAG VALUE", help=told)
-    flags.required = False
+    rest(dpl, "--FLAG VALUE", told)
 
     data = verbs.add_parser("data", help="build data sets and look at them")
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -397,10 +394,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(f"launch {verb}", text, to=launch_verbs)
         sub.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
         told = f"`user-llm launch {verb} CONFIG --help` lists them; and the experiment's fields"
-        flags = sub.add_argument(
-            "flags", nargs=argparse.REMAINDER, metavar="--FLAG VALUE", help=told
-        )
-        flags.required = False
+        rest(sub, "--FLAG VALUE", told)
     return parser
 
 
