@@ -44,6 +44,7 @@ COMMANDS = {
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
     "data inspect": ["data", "inspect", "datasets/world"],
     "data lamp-from-reviews": ["data", "lamp-from-reviews", "datasets/tiny", "--out", "lamp"],
+    "launch render": ["launch", "render", "tiny.py", "--target", "slurm", "--run-dir", "runs/x"],
 }
 
 
@@ -128,6 +129,30 @@ def test_a_run_is_named_after_its_experiment_unless_told(config_file, calls):
 def test_a_verb_with_a_config_is_told_which_and_from_where(verb, config_file, calls):
     cli.main([verb, config_file])
     assert (calls[0]["verb"], calls[0]["config"]) == (verb, config_file)
+
+
+def test_a_launch_has_options_of_its_own_and_passes_fields_on(config_file, calls):
+    flags = "--seed 3 --target slurm --mesh.data -1 --run-dir there --nodes 2 --data.users 9"
+    cli.main(["launch", "render", config_file, *flags.split()])
+    assert calls[0]["overrides"] == ["--seed", "3", "--mesh.data", "-1", "--data.users", "9"]
+    assert calls[0]["experiment"].data.users == 9
+    assert (calls[0]["target"], calls[0]["nodes"], calls[0]["run_dir"]) == ("slurm", 2, "there")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--targt", "slurm"], "--target"),
+        (["--target", "slurm", "--data.usrs", "9"], "--data.users"),
+        (["--target", "slurm", "--nods", "9"], "--nods"),
+    ],
+)
+def test_a_launchs_flag_that_does_not_fit_is_refused(config_file, calls, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["launch", "render", config_file, "--run-dir", "there", *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.parametrize(

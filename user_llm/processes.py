@@ -16,15 +16,16 @@ def join() -> None:
     several tasks, and on a TPU slice of several hosts. JAX finds out the rest.
 
     Raises:
-      ValueError: `JAX_NUM_PROCESSES` or `JAX_PROCESS_ID` is no number, or one stands alone.
+      ValueError: `JAX_NUM_PROCESSES` or `JAX_PROCESS_ID` is no number.
     """
     if jax.distributed.is_initialized():
         return
     said = os.environ.get
     if said("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(
-            num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID")
-        )
+        count, own = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+        told = None not in (count, own)  # then nothing is left to find out
+        method = {"cluster_detection_method": "deactivate"} if told else {}
+        jax.distributed.initialize(num_processes=count, process_id=own, **method)
     elif (said("SLURM_STEP_ID") and int(said("SLURM_NTASKS", "1")) > 1) or "," in said(
         "TPU_WORKER_HOSTNAMES", ""
     ):

@@ -33,15 +33,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
       ValueError: the shape does not use each device exactly once.
     """
     devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
-    data = len(devices) // rest if config.data == -1 else config.data
-    if data * rest != len(devices):
-        raise ValueError(
-            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
-            f"{len(devices)} devices; choose sizes whose product is {len(devices)}"
-        )
     auto = (AxisType.Auto,) * 3  # jax.make_mesh's own default is Explicit
-    return jax.make_mesh((data, config.fsdp, config.tensor), MESH_AXES, auto, devices=devices)
+    return jax.make_mesh(config.shape(len(devices)), MESH_AXES, auto, devices=devices)
 
 
 def axes(*names: str | None) -> dict[str, Any]:

@@ -26,6 +26,21 @@ class MeshConfig(Config):
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
 
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """The sizes of data, fsdp and tensor over so many devices.
+
+        Raises:
+          ValueError: they do not use each device exactly once.
+        """
+        rest = self.fsdp * self.tensor
+        data = devices // rest if self.data == -1 else self.data
+        if data * rest != devices:
+            raise ValueError(
+                f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} does not fit "
+                f"{devices} devices; choose sizes whose product is {devices}"
+            )
+        return data, self.fsdp, self.tensor
+
 
 class Experiment(Config):
     """One run, from raw files to a report."""
