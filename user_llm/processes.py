@@ -24,8 +24,11 @@ def join() -> None:
     if said("JAX_COORDINATOR_ADDRESS"):
         count, own = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
         told = None not in (count, own)  # then nothing is left to find out
-        method = {"cluster_detection_method": "deactivate"} if told else {}
-        jax.distributed.initialize(num_processes=count, process_id=own, **method)
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=own,
+            cluster_detection_method="deactivate" if told else None,
+        )
     elif (said("SLURM_STEP_ID") and int(said("SLURM_NTASKS", "1")) > 1) or "," in said(
         "TPU_WORKER_HOSTNAMES", ""
     ):
