@@ -182,7 +182,7 @@ def test_up_to_a_share_of_damaged_records_is_left_out_and_told_of(tmp_path, capl
     (records,) = folder.glob("*/timelines/*/*.array_record-*")
     sound, whole = records.read_bytes(), load(folder)
     flipped = bytearray(sound)
-    flipped[sound.index(b"timestamp") + 20] ^= 4
+    flipped[150] ^= 4  # in the first record; what is before names the format
     records.write_bytes(flipped)
     left = load(folder, damaged=0.05)
     lost = set(whole.users) - set(left.users)

@@ -8,6 +8,8 @@ import sys
 import time
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import models_made
 import numpy as np
 import pytest
@@ -98,6 +100,7 @@ def test_memories_are_the_tokens_that_the_decoder_reads(latents, tmp_path, mesh)
         first, last = data.offsets[user : user + 2]
         events = np.arange(max(first, last - 4), last)[None]
         batch = {"events": data.gather(events), "segments": np.ones_like(events, np.int32)}
+        batch = jax.tree.map(jnp.asarray, batch)
         memory = model.fuse(model.memories(batch))
         assert memory.mask.all()
         np.testing.assert_allclose(tokens, memory.tokens[0], atol=1e-4)

@@ -311,8 +311,8 @@ def count(folder: Path) -> int:
         raise ValueError(f"the records in {folder} are damaged; rebuild them: {error}") from error
 
 
-def records(folder: Path, config: str, expected: int) -> Sequence[dict[str, Any]]:
-    """The records of a built data set on disk, `timelines` or `items`, by number.
+def records(folder: Path, config: str, expected: int) -> Any:
+    """The records of a built data set on disk, `timelines` or `items`: dicts by number.
 
     Raises:
       ValueError: there are not as many as expected, or their files are damaged.
@@ -342,14 +342,12 @@ def _records(
 ) -> list[dict[str, Any]]:
     source = records(folder, config, expected)
     try:
-        return source.__getitems__(range(expected))  # pyright: ignore[reportAttributeAccessIssue]
+        return source.__getitems__(range(expected))
     except RuntimeError:  # array_record checks every chunk that it reads
         return _readable(source, expected, damaged, f"the {config} of {folder}")
 
 
-def _readable(
-    source: Sequence[dict[str, Any]], expected: int, damaged: float, what: str
-) -> list[dict[str, Any]]:
+def _readable(source: Any, expected: int, damaged: float, what: str) -> list[dict[str, Any]]:
     """The records of a source that are not damaged, read one by one."""
     found, lost = [], 0
     for place in range(expected):

@@ -100,7 +100,7 @@ class Stored:
           ValueError: a record of theirs is damaged.
         """
         try:
-            part = self._records.__getitems__(range(first, last))  # pyright: ignore
+            part = self._records.__getitems__(range(first, last))
         except RuntimeError as error:
             raise ValueError(f"{self.folder} is damaged; rebuild it: {error}") from error
         names, lengths, columns = columns_of(part)
