@@ -226,3 +226,14 @@ def test_an_incomplete_command_shows_its_usage(command, capsys):
         cli.main(command)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("usage: user-llm")
+
+
+def test_a_run_in_a_bucket_is_refused(config_file, capsys):
+    assert cli.main(["run", config_file, "--run-dir", "gs://bucket/run"]) == 2
+    assert "--run-dir gs://bucket/run is in a bucket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", ["5", "5:", "7:5", "0:3", "a:b"])
+def test_what_names_no_steps_to_profile_is_refused(said, config_file, capsys):
+    assert cli.main(["run", config_file, "--profile-steps", said]) == 2
+    assert f"--profile-steps {said} names no steps; write A:B" in capsys.readouterr().err

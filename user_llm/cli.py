@@ -134,6 +134,11 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         """
         if seeds < 1:
             raise ValueError(f"--seeds {seeds} runs nothing; give 1 or more")
+        if "://" in run_dir:
+            raise ValueError(
+                f"--run-dir {run_dir} is in a bucket, where runs cannot be kept yet; mount it, as "
+                "gcsfuse does, and name the folder"
+            )
         begun = config if Path(config).is_dir() else f"runs/{experiment.name}"
         folder = Path(run_dir or begun)
         own = {"experiment": experiment, "folder": folder, "record": record, "seeds": seeds}
