@@ -46,7 +46,7 @@ def unpack(folder: Path) -> Path:
     """Debian's packages of SLURM and what they need beyond this machine's, unpacked.
 
     Raises:
-      CalledProcessError: they cannot be had.
+      OSError, CalledProcessError: they cannot be had.
     """
     debs, root = folder / "debs", folder / "root"
     debs.mkdir(parents=True)

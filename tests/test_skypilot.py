@@ -45,7 +45,8 @@ def read(request, tmp_path_factory):
         venv = ["venv", "--clear", "--without-pip", str(folder / "venv")]
         pip = ["pip", "--python", str(python), "install", "--quiet", "--requirement", str(PINS)]
         for command in (venv, pip):
-            subprocess.run([sys.executable, "-m", *command], check=True)
+            if subprocess.run([sys.executable, "-m", *command]).returncode:
+                pytest.skip(f"SkyPilot cannot be installed here: {' '.join(command)} failed")
         (folder / "installed").touch()
     home = tmp_path_factory.mktemp("home")  # where SkyPilot keeps its state
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}

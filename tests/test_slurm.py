@@ -32,7 +32,11 @@ def config():
 def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "cluster").mkdir()
-    with slurm_made.cluster(slurm_made.unpack(folder), folder / "cluster") as environment:
+    try:
+        root = slurm_made.unpack(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Debian's packages of SLURM cannot be had here: {error}")
+    with slurm_made.cluster(root, folder / "cluster") as environment:
         cpus = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
         bin = os.path.dirname(sys.executable)
         yield environment | cpus | {"PATH": f"{bin}:{environment['PATH']}"}
