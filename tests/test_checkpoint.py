@@ -1,5 +1,6 @@
 """Checkpoints survive flipped bits, missing files, kill -9 and a change of mesh."""
 
+import errno
 import gc
 import random
 import re
@@ -229,6 +230,14 @@ def test_keeps_the_latest_and_the_best(tmp_path, mesh):
     assert bits(checkpoints.restore(abstract(states[1]), best=True).state) == bits(states[3])
 
 
+def test_keeps_one_of_every_so_many_steps_for_good(tmp_path, mesh):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=3)
+    state = make_state(mesh())
+    for step in range(1, 8):
+        checkpoints.save(step, state, config=CONFIG)
+    assert checkpoints.steps() == [3, 6, 7]
+
+
 def test_without_a_best_the_newest_is_the_best(two_steps):
     checkpoints, states = two_steps
     assert checkpoints.best() is None
@@ -265,6 +274,26 @@ def test_a_run_that_fell_back_outlives_the_damaged_future(two_steps, mesh):
     checkpoints.save(3, states[1], config=CONFIG)
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.restore(abstract(states[1])).step == 3
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_that_is_stored(two_steps, caplog, monkeypatch):
+    checkpoints, states = two_steps
+    save = checkpoint.ocp.save_async
+
+    def fills(path, leaves):
+        Path(path).mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp, "save_async", fills)
+    checkpoints.save(3, states[2], config=CONFIG)
+    with pytest.raises(OSError, match=r"could not be written to .*No space left on device"):
+        checkpoints.wait()
+    assert len(list(checkpoints.folder.iterdir())) == 2  # nothing is left of it
+    checkpoints.save(4, states[2], config=CONFIG)
+    monkeypatch.setattr(checkpoint.ocp, "save_async", save)
+    checkpoints.save(5, states[2], config=CONFIG)  # as a training would go on
+    assert "No space left on device; free space there" in caplog.text
+    assert checkpoints.steps() == [2, 5]
 
 
 SAVER = """
