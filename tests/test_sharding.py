@@ -1,5 +1,7 @@
 """Placement by names, on eight simulated devices."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +134,41 @@ def test_minus_one_takes_the_devices_that_are_left():
 def test_a_mesh_that_does_not_use_every_device_once_is_refused(sizes):
     with pytest.raises(ValueError, match=r"does not fit 8 devices; choose .* product is 8"):
         make_mesh(MeshConfig(**sizes))
+
+
+def test_data_spans_slices_and_the_other_axes_lie_within_one():
+    """Of devices that say which they are in, in whatever order, and of such that do not."""
+    told = [Told(i, i % 2) for i in range(8)]
+    config = MeshConfig(fsdp=2, tensor=2, slices=2)
+    slices = np.vectorize(lambda device: device.slice_index)(make_mesh(config, told).devices)
+    np.testing.assert_array_equal(slices, np.arange(2)[:, None, None] * np.ones((2, 2, 2)))
+    plain = np.vectorize(lambda device: device.id)(make_mesh(config).devices)
+    assert {*plain[0].flat} == {0, 1, 2, 3}
+    wide = make_mesh(MeshConfig(fsdp=2, slices=2), told).devices
+    assert [{d.slice_index for d in part.flat} for part in wide] == [{0}, {0}, {1}, {1}]
+
+
+class Told(NamedTuple):
+    """A device that knows of its slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "told"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("config", "slices", "message"),
+    [
+        (MeshConfig(fsdp=4, slices=4), 4, "mesh.slices=4 does not divide data=2"),
+        (MeshConfig(), 2, "mesh.slices=1, but there are 4 \\+ 4 devices in 2 slices; set it"),
+        (MeshConfig(slices=2), 3, "mesh.slices=2, but there are 3 \\+ 3 \\+ 2 devices in 3 slices"),
+    ],
+)
+def test_slices_that_are_not_the_devices_own_are_refused(config, slices, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(config, [Told(i, i % slices) for i in range(8)])
 
 
 def products(table, rows):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,7 +32,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     """The mesh of that shape over the devices, all of them unless given.
 
     Raises:
-      ValueError: the shape does not use each device exactly once.
+      ValueError: the shape does not use each device exactly once, or its slices are not theirs.
     """
     devices = jax.devices() if devices is None else devices
     rest = config.fsdp * config.tensor
@@ -40,8 +42,38 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
             f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
             f"{len(devices)} devices; choose sizes whose product is {len(devices)}"
         )
+    if data % config.slices:
+        raise ValueError(
+            f"mesh.slices={config.slices} does not divide data={data}, which spans them; "
+            "choose sizes of fsdp and tensor that fit into a slice"
+        )
     auto = (AxisType.Auto,) * 3  # jax.make_mesh's own default is Explicit
-    return jax.make_mesh((data, config.fsdp, config.tensor), MESH_AXES, auto, devices=devices)
+    shape = (data // config.slices, config.fsdp, config.tensor)
+    slices = [
+        jax.make_mesh(shape, MESH_AXES, auto, devices=part).devices
+        for part in by_slice(devices, config.slices)
+    ]
+    return Mesh(np.concatenate(slices), MESH_AXES, axis_types=auto)
+
+
+def by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
+    """The devices of each slice; where they do not know of slices, so many runs of them.
+
+    Raises:
+      ValueError: the devices are in fewer or more slices, or not alike many in each.
+    """
+    known = {getattr(device, "slice_index", None) for device in devices}
+    if known == {None}:  # in the order of their processes
+        size = len(devices) // slices
+        return [list(devices[i * size :][:size]) for i in range(slices)]
+    parts = [[d for d in devices if d.slice_index == index] for index in sorted(known)]
+    if len(parts) != slices or len({len(part) for part in parts}) > 1:
+        sizes = " + ".join(str(len(part)) for part in parts)
+        raise ValueError(
+            f"mesh.slices={slices}, but there are {sizes} devices in {len(parts)} slices; set it "
+            "to their number, and use as many devices of each"
+        )
+    return parts
 
 
 def axes(*names: str | None) -> dict[str, Any]:
@@ -85,6 +117,57 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return x.replace(sharding) if named else sharding
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def scarce(looked_up: int, rows: int) -> bool:
+    """Whether devices look up so few of a table's rows that it is better left split than whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and looked_up < rows
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`table[ids]`, of a table [vocab] or [vocab, embed] whose dimensions are named so."""
+    if scarce(ids.size, len(table)):
+        return take_rows(table, ids)
+    return constrain(table, "vocab", *(None,) * (table.ndim - 1))[ids]
+
+
+@jax.custom_vjp
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The same where a mesh splits the table, of which nothing travels but the rows.
+
+    Every device looks up its part of each. On the way back the rows' gradients meet before they
+    are added up for its part of the table, and not after.
+    """
+    data, inner, axes = split_rows(table, ids)
+    ids = jax.lax.with_sharding_constraint(ids, P(data, *inner))
+    rows = jax.lax.with_sharding_constraint(table[ids], P(data, *inner, *axes[1:]))
+    return constrain(rows, "batch", *inner, *(None for _ in axes[1:]))
+
+
+def take_rows_forward(table, ids):
+    return take_rows(table, ids), (table, ids)
+
+
+def take_rows_backward(found, rows):
+    table, ids = found
+    data, inner, axes = split_rows(table, ids)
+    for first in (data, None):  # in one step XLA would have every device hold all of them
+        rows = jax.lax.with_sharding_constraint(rows, P(first, *inner, *axes[1:]))
+    ids = jax.lax.with_sharding_constraint(ids, P())
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(table), P(*axes))
+    return jax.lax.with_sharding_constraint(zeros.at[ids].add(rows), P(*axes)), None
+
+
+take_rows.defvjp(take_rows_forward, take_rows_backward)
+
+
+def split_rows(table: jax.Array, ids: jax.Array) -> tuple[str | None, tuple, list]:
+    """The mesh axes that split ids: their first dimension, the others; and those of the table."""
+    mesh, names = jax.sharding.get_abstract_mesh(), ("vocab", "embed")[: table.ndim]
+    data = "data" if len(ids) % mesh.shape["data"] == 0 else None
+    sized = zip(names, table.shape, strict=True)
+    return data, (None,) * (ids.ndim - 1), [dividing(mesh, name, size) for name, size in sized]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

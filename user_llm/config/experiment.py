@@ -20,11 +20,16 @@ from user_llm.config.training import (
 
 
 class MeshConfig(Config):
-    """How many devices each mesh axis spans; `data=-1` takes all that the others leave."""
+    """How many devices each mesh axis spans; `data=-1` takes all that the others leave.
+
+    Between `slices` of devices, such as those of a TPU pod, the network is slow: `data` spans them,
+    the other axes lie within one.
+    """
 
     data: int = -1
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
+    slices: PositiveInt = 1
 
 
 class Experiment(Config):
