@@ -1,7 +1,5 @@
 """The step on one device and on eight: the same losses, everything split, nothing made twice."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import optax
 import pytest
 from systems_made import CASES
 
-from user_llm.config import MeshConfig, OptimConfig
-from user_llm.sharding import batch_sharding, make_mesh
+from user_llm.config import OptimConfig
+from user_llm.sharding import batch_sharding
 from user_llm.training.loop import make_train_step, placement, setup
 from user_llm.training.optim import make_optimizer
 
@@ -33,7 +31,10 @@ def random_state(abstract):
     def draw(path, x):
         parameter = path[0].name in ("trained", "frozen", "average")
         around = 1.0 if getattr(path[-1], "key", "") == "weight" else 0.0
-        values = rng.normal(around, 0.2, x.shape) if parameter else np.zeros(x.shape)
+        if not jnp.issubdtype(x.dtype, jnp.floating):  # of what is known of items
+            values = rng.integers(0, 2, x.shape) * parameter
+        else:
+            values = rng.normal(around, 0.2, x.shape) if parameter else np.zeros(x.shape)
         return jax.device_put(values.astype(x.dtype), x.sharding)
 
     return jax.tree.map_with_path(draw, abstract)
@@ -101,13 +102,13 @@ def check(shape, case, single, mesh, capfd):
     adam = moments(state)
     for tree in (adam.mu, adam.nu):
         assert placement(tree) == placement(state.trained)
-    data, *parts = map(int, shape.split("x"))
+    _, fsdp, tensor = map(int, shape.split("x"))
     trees = {"trained": state.trained, "mu": adam.mu, "nu": adam.nu}
     trees |= {"frozen": state.frozen, "average": state.average}
     for name, tree in trees.items():
-        if jax.tree.leaves(tree):
-            bound = 1 if data == 8 else MOST[shape]
-            assert share(tree) <= bound, (name, share(tree), whole(tree))
+        if jax.tree.leaves(tree):  # at most a quarter of it is held whole, such as norms
+            split = 1 / (fsdp * tensor)
+            assert share(tree) <= split + 0.25 * (1 - split), (name, share(tree), whole(tree))
 
 
 @pytest.mark.parametrize(("shape", "case"), places(quick=True))
@@ -123,7 +124,7 @@ def test_every_system_trains_alike_on_every_mesh(shape, case, single, mesh, capf
 
 def test_a_split_start_is_that_of_one_device(mesh):
     """Whatever the mesh, `init` draws the same parameters, each straight to its devices."""
-    make_model, _, moved = CASES["encoder"]
+    make_model, _, moved, _ = CASES["autoregressive"]
     states = []
     for grid in (mesh(), mesh(2, 2, 2)):
         _, abstract, init = setup(make_model, TX, moved, grid)
