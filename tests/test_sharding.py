@@ -1,6 +1,6 @@
 """Placement by names, on eight simulated devices."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from user_llm.sharding import (
     batch_sharding,
     by_shards,
     constrain,
+    look_up,
     make_mesh,
     on_shards,
     platform,
@@ -50,7 +51,7 @@ def test_a_device_holds_the_part_that_the_names_give_it(mesh, data, fsdp, tensor
 
     assert part("kernel") == (16 // fsdp, 32 // tensor)
     assert part("stack") == (8, 16 // tensor, 32 // fsdp)  # layers stay whole
-    assert part("odd") == (17, 16 // fsdp)  # 17 divides by nothing
+    assert part("odd") == (17, 16 // (fsdp * tensor))  # 17 divides by nothing
     assert part("norm") == (16,)
     assert all(len(x.sharding.device_set) == 8 for x in arrays.values())
 
@@ -148,7 +149,8 @@ def test_data_spans_slices_and_the_other_axes_lie_within_one():
     assert [{d.slice_index for d in part.flat} for part in wide] == [{0}, {0}, {1}, {1}]
 
 
-class Told(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Told:
     """A device that knows of its slice."""
 
     id: int
@@ -169,6 +171,31 @@ class Told(NamedTuple):
 def test_slices_that_are_not_the_devices_own_are_refused(config, slices, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(config, [Told(i, i % slices) for i in range(8)])
+
+
+@pytest.mark.parametrize("ids", [(16, 3), (5,)], ids=str)
+@pytest.mark.parametrize("table", [(64, 8), (64,), (67, 8)], ids=str)
+def test_few_rows_of_a_split_table_are_those_of_the_whole(mesh, table, ids):
+    """And so are their gradients, with rows that are looked up twice."""
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=table).astype(np.float32)
+    at = rng.integers(0, 9, ids).astype(np.int32)
+    weights = rng.normal(size=(*ids, *table[1:])).astype(np.float32)
+    wanted = np.zeros_like(whole)
+    np.add.at(wanted, at, weights)
+
+    def found(table, at, weights):
+        rows = look_up(table[...], at)
+        return (rows * weights).sum(), rows
+
+    param = nnx.Param(jnp.asarray(whole), **axes(*("vocab", "embed")[: whole.ndim]))
+    for shape in SHAPES:
+        grid = mesh(*shape)
+        with jax.set_mesh(grid):
+            placed = jax.device_put(param, shardings(param, grid))
+            slope, rows = jax.jit(jax.grad(found, has_aux=True))(placed, at, weights)
+        np.testing.assert_array_equal(rows, whole[at])
+        np.testing.assert_allclose(slope[...], wanted, rtol=1e-5, atol=1e-6)
 
 
 def products(table, rows):

@@ -103,20 +103,32 @@ def dividing(mesh: Any, name: str | None, *sizes: int) -> str | tuple[str, ...] 
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The placement of every variable, by the names of its axes.
+    """The placement of every variable, by the names of its axes (see `split`).
 
-    Leading dimensions without a name (a stack of layers) stay whole, and so does a dimension that
-    its mesh axis does not divide.
+    Leading dimensions without a name (a stack of layers) stay whole.
     """
 
     def place(x):
         named = isinstance(x, nnx.Variable)
         names = x.get_metadata().get("out_sharding", ()) if named else ()
-        named_dims = zip([None] * (len(x.shape) - len(names)) + list(names), x.shape, strict=True)
-        sharding = NamedSharding(mesh, P(*(dividing(mesh, n, size) for n, size in named_dims)))
+        names = [None] * (len(x.shape) - len(names)) + list(names)
+        sharding = NamedSharding(mesh, P(*split(mesh, names, x.shape)))
         return x.replace(sharding) if named else sharding
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def split(mesh: Any, names: Sequence[str | None], shape: Sequence[int]) -> list[Any]:
+    """The mesh axes of a parameter's dimensions; what they do not divide stays whole.
+
+    But few numbers of items are divided by anything: such a table is split over its columns alone.
+    """
+    found = [dividing(mesh, name, size) for name, size in zip(names, shape, strict=True)]
+    if {"vocab", "embed"} <= {*names} and found[names.index("vocab")] is None:
+        columns, both = names.index("embed"), (RULES["embed"], RULES["vocab"])
+        if shape[columns] % math.prod(mesh.shape[axis] for axis in both) == 0:
+            found[columns] = both
+    return found
 
 
 def scarce(looked_up: int, rows: int) -> bool:
@@ -166,8 +178,7 @@ def split_rows(table: jax.Array, ids: jax.Array) -> tuple[str | None, tuple, lis
     """The mesh axes that split ids: their first dimension, the others; and those of the table."""
     mesh, names = jax.sharding.get_abstract_mesh(), ("vocab", "embed")[: table.ndim]
     data = "data" if len(ids) % mesh.shape["data"] == 0 else None
-    sized = zip(names, table.shape, strict=True)
-    return data, (None,) * (ids.ndim - 1), [dividing(mesh, name, size) for name, size in sized]
+    return data, (None,) * (ids.ndim - 1), split(mesh, names, table.shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -203,27 +203,27 @@ def item_loss(
     """The weighted sum of the losses by the objective that a config names.
 
     Only candidates are held against the targets, where there are any; in a batch, its targets.
-    Given as `Items`, they are looked up once, before the batch is cut into chunks.
+    Given as `Items`, for objectives that look at few of them, those are looked up once, before the
+    batch is cut into chunks.
     """
-    few, width = isinstance(items, Items), queries.shape[-1]
+    if isinstance(items, Items):
+        count, of = items
+        # Beside each query stands the vector of its target, to be cut into chunks along with it.
+        queries, table = jnp.concatenate([queries, of(targets)], axis=-1), jnp.zeros(0)
+    else:
+        count, of, table = items.shape[0], None, items
     if config.kind == "softmax":
-        assert not isinstance(items, Items), "a softmax looks at all of them"
         objective = partial(softmax, candidates=candidates)
-        size = chunk_size(items.shape[0])
-        return summed(objective, size, True, items.T, queries, targets, weights, key)
-    count = items.size if isinstance(items, Items) else items.shape[0]
-    if isinstance(items, Items):  # beside a query stands its target, to be cut along with it
-        queries = jnp.concatenate([queries, items.of(targets)], axis=-1)
+        return summed(objective, chunk_size(count), True, table.T, queries, targets, weights, key)
     if config.kind == "in_batch":
-        objective = partial(in_batch, config, shares(targets, weights), few)
-        table = jnp.zeros(0, queries.dtype) if isinstance(items, Items) else items
+        objective = partial(in_batch, config, shares(targets, weights), of is not None)
         return summed(objective, IN_BATCH, False, table, queries, targets, weights, key)
     proposal = proposed(config, count, targets, weights, candidates)
     key, shared_key = jax.random.split(key)
     drawn = proposal.draw((config.negatives,), shared_key) if config.shared else None
-    objective = partial(against_drawn, config, proposal, drawn, few)
-    size = chunk_size(config.negatives * (1 if config.shared else width))
-    table = items.of(drawn) if isinstance(items, Items) else items
+    table = of(drawn) if of else table
+    objective = partial(against_drawn, config, proposal, drawn, of is not None)
+    size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
     return summed(objective, size, False, table, queries, targets, weights, key)
 
 
