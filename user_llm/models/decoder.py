@@ -305,12 +305,13 @@ class Decoder(nnx.Module):
             update={"vocab_size": self.config.vocab_size + len(rows)}
         )
         table = self.embed_tokens[...]
-        copy.embed_tokens = nnx.Param(jnp.concatenate([table, rows.astype(table.dtype)]))
+        # Split alike before they are joined: XLA would make a whole of what differs.
+        parts = [constrain(x, "vocab", None) for x in (table, rows.astype(table.dtype))]
+        copy.embed_tokens = nnx.Param(jnp.concatenate(parts))
         if copy.lm_head is not None:
             kernel = copy.lm_head.kernel[...]
-            copy.lm_head.kernel = nnx.Param(
-                jnp.concatenate([kernel, rows.T.astype(kernel.dtype)], axis=1)
-            )
+            parts = [constrain(x, None, "vocab") for x in (kernel, rows.T.astype(kernel.dtype))]
+            copy.lm_head.kernel = nnx.Param(jnp.concatenate(parts, axis=1))
         return copy
 
     def unstacked(self, *, int8: bool = False) -> "Decoder":

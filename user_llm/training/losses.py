@@ -15,9 +15,11 @@ from user_llm.models.layers import picked
 from user_llm.models.user_llm import UserLLM
 from user_llm.training.objectives import (
     FIRST_KNOWN,
+    Items,
     capped_softmax,
     chunk_size,
     item_loss,
+    looks_at_few,
     softmax,
     summed,
 )
@@ -110,9 +112,14 @@ def feature_losses(
         targets = events[feature.name]
         weights = (counts & (targets >= FIRST_KNOWN)).astype(jnp.float32)
         if feature.name == encoder.item:
-            queries, table = encoder.queries(states), encoder.item_vectors(keys[0])
+            items = (
+                Items(feature.size, partial(encoder.item_vectors, keys[0]))
+                if looks_at_few(objective, feature.size, targets)
+                else encoder.item_vectors(keys[0])
+            )
+            queries = encoder.queries(states)
             total = item_loss(
-                objective, table, queries, targets, weights, keys[1], encoder.candidates
+                objective, items, queries, targets, weights, keys[1], encoder.candidates
             )
         else:
             head = encoder.heads[feature.name]
