@@ -36,6 +36,7 @@ TARGETS = {
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
     "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
+    "launch check": "user_llm.launch.check:main",
 }
 
 
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     verb = options.pop("verb")
     try:
-        if "config" in options:
+        if verb == "launch check":
+            options = _check_options(**options)
+        elif "config" in options:
             options = _experiment_options(verb, **options)
         if verb == "sweep":
             options["table"] = load_sweep(options["file"])
@@ -137,6 +140,39 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         options,
         args=flags,
         prog=f"user-llm {verb} {config}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _check_options(config: str, flags: list[str]) -> dict[str, Any]:
+    """The options of `launch check`: its experiment with the flags' fields replaced, and where."""
+    import tyro
+
+    from user_llm.config import Experiment
+
+    default = load_config(config)
+
+    def options(
+        topology: Annotated[str, tyro.conf.arg(metavar="KIND:SHAPE")],
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+        search: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+        record: bool = False,
+    ) -> dict[str, Any]:
+        """Compiles an experiment's stages for a TPU topology; every field can be overridden.
+
+        Args:
+          topology: such as v5e:16x16 or v5p:8x8x16
+          experiment: what the config file describes
+          search: tries so many meshes, remat policies and batch sizes, and ranks them
+          record: adds the results to the config's results.json
+        """
+        asked = {"topology": topology, "search": search, "record": record, "config": config}
+        return asked | {"experiment": experiment}
+
+    return tyro.cli(
+        options,
+        args=flags,
+        prog=f"user-llm launch check {config}",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
 
@@ -379,6 +415,18 @@ def _parser() -> argparse.ArgumentParser:
         help="of a user for training at most (default: %(default)s)",
     )
     made.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
+
+    launch = verbs.add_parser("launch", help="prepare jobs on pods")
+    launch_verbs = launch.add_subparsers(title="verbs", metavar="VERB", required=True)
+    check = add(
+        "launch check", "compile an experiment for a TPU topology without one", launch_verbs
+    )
+    check.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
+    told = "`user-llm launch check CONFIG --help` lists them; --topology KIND:SHAPE is needed"
+    flags = check.add_argument(
+        "flags", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help=told
+    )
+    flags.required = False
     return parser
 
 
