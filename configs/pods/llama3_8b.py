@@ -1,8 +1,9 @@
 """Llama 3 8B that reads a user's timeline, trained whole: 1,024 chips of v5p, or 256 of v5e.
 
 user-llm launch check configs/pods/llama3_8b.py --topology v5p:8x8x16
-user-llm launch check configs/pods/llama3_8b.py --topology v5e:16x16 --mesh.data 1 --mesh.fsdp 256 \\
-  --finetune.batch-size 256 --language-model.architecture.remat full
+
+On v5e:16x16 with --mesh.data 1 --mesh.fsdp 256 --finetune.batch-size 256
+--language-model.architecture.remat full.
 
 Activations are bfloat16, weights and both moments of Adam float32. Rows have 2,048 tokens and 200
 events. To train, name a folder with Llama 3's weights in --language-model.weights, and your own
