@@ -86,7 +86,7 @@ def layout(request):
 
 @pytest.mark.slow
 def test_collectives_are_those_that_were_seen_before(layout):
-    """As the libtpu of constraints.txt makes them; look at what another makes, then write it down."""
+    """As the libtpu of constraints.txt makes them; what another makes is to be looked at first."""
     name, found = layout
     wanted = json.loads((GOLDEN / "collectives.json").read_text())[name]
     seen = {
