@@ -98,6 +98,8 @@ def test_groups_are_those_of_the_axis(mesh):
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
         ("source_target_pairs={{3,4},{4,3}}", (3, 4)),
         ("replica_groups={}", tuple(range(8))),
     ],

@@ -47,7 +47,7 @@ def config() -> Experiment:
         warmup=WarmupConfig(steps=0),
         finetune=FinetuneConfig(
             steps=2_000,
-            batch_size=4096,
+            batch_size=8192,
             optim=OptimConfig(learning_rate=2e-5, schedule="cosine", warmup_steps=100),
             tasks={"review_generation": 1.0},
             history=200,

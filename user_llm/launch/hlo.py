@@ -18,6 +18,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 WIDTHS = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0}  # others have their bits
 MOVES = ("tuple", "copy", "bitcast", "reshape", "transpose", "copy-start", "copy-done")
 KERNEL = "tpu_custom_call"  # the target of a Pallas kernel's call
+SCATTER = "reduce-scatter"
+SCATTERS = "all-reduce-scatter"  # in the name of a fusion that does it as an all-reduce
 ASYNC = "AsyncCollectiveStart"  # of the call that begins a collective inside of a fusion
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -27,6 +29,11 @@ CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 BRANCH = re.compile(r"\b(?:true|false)_computation=%?([\w.\-]+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+MESH = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\]"
+    r"(?:, device_ids=\(\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))?"
+    r"\s*\{(?P<axes>[^}]*)\}"
+)
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
@@ -110,7 +117,7 @@ class Program:
             if header:
                 current = self.computations[header[2]] = []
                 self.entry = header[2] if header[1] else self.entry
-            elif line.startswith("}"):
+            elif line == "}":
                 if lines and current is not None:
                     current.append(instruction(" ".join(lines)))
                 lines, current = [], None
@@ -226,40 +233,43 @@ class Program:
     def collectives(self, devices: int) -> list[Collective]:
         """All collectives, each with how often it runs, of a program for that many devices."""
         return [
-            self._collective(one, devices, hidden, times)
+            collective(kind, one, devices, hidden, times)
             for name, times in self.steps
-            for one, hidden in self._of(name)
+            for kind, one, hidden in self._of(name)
         ]
 
     def within(self, computation: str, devices: int, hidden: bool) -> list[Collective]:
         """Those of one computation that run beside others, or that do not, each of them once."""
         return [
-            self._collective(one, devices, hidden, 1)
-            for one, beside in self._of(computation)
+            collective(kind, one, devices, hidden, 1)
+            for kind, one, beside in self._of(computation)
             if beside == hidden
         ]
 
-    def _of(self, computation: str) -> Iterator[tuple[Instruction, bool]]:
+    def _of(self, computation: str) -> Iterator[tuple[str, Instruction, bool]]:
         """The collectives of a computation and its fusions, and which of them run beside others."""
         for one in self.computations[computation]:
-            if one.opcode.removesuffix("-start") in KINDS:
-                yield one, one.opcode.endswith("-start")
+            kind = one.opcode.removesuffix("-start")
+            if kind in KINDS:
+                yield kind, one, kind != one.opcode
             elif one.opcode == "fusion":
                 inner = self.computations[one.called["calls"]]
                 begins = any(x.target == ASYNC for x in inner)
                 for x in inner:
                     # Fusions that a collective runs beside repeat it: its begin alone counts.
                     if x.opcode in KINDS and (begins or "chain_id=" not in x.attributes):
-                        yield x, begins
+                        yield SCATTER if SCATTERS in one.called["calls"] else x.opcode, x, begins
 
-    def _collective(self, one: Instruction, devices: int, hidden: bool, times: int) -> Collective:
-        kind = one.opcode.removesuffix("-start")
-        members = group(one.attributes, devices)
-        shapes = one.shapes
-        if one.opcode.endswith("-start") and len(shapes) > len(one.operands):
-            shapes = shapes[len(one.operands) : 2 * len(one.operands)]  # behind what it is given
-        whole = sum(shape.bytes for shape in shapes)
-        return Collective(kind, sent(kind, whole, len(members)), members, hidden, times)
+
+def collective(kind: str, one: Instruction, devices: int, hidden: bool, times: int) -> Collective:
+    """A collective by the instruction that begins it."""
+    members, shapes = group(one.attributes, devices), one.shapes
+    if one.opcode.endswith("-start") and len(shapes) > len(one.operands):
+        shapes = shapes[len(one.operands) : 2 * len(one.operands)]  # behind what it is given
+    whole = sum(shape.bytes for shape in shapes)
+    if kind == SCATTER and one.opcode == "all-reduce":  # whose result is then cut
+        whole //= len(members)
+    return Collective(kind, sent(kind, whole, len(members)), members, hidden, times)
 
 
 def instruction(line: str) -> Instruction:
@@ -310,26 +320,33 @@ def group(attributes: str, devices: int) -> tuple[int, ...]:
     """The devices of device 0's group, by any of the three ways in which XLA writes groups."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return int(pairs[1]), int(pairs[2])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        within = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named[2])
-        return _of_axes({name: int(size) for name, size in sizes.items()}, within)
+    if named := MESH.search(attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named["sizes"])}
+        within = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named["axes"])
+        moved = named["dims"] or str(prod(sizes.values()))
+        return _of_axes(moved_ids(moved, named["order"]), sizes, within)
     if iota := re.search(
         r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
-        dims = [int(x) for x in iota[3].split(",")]
-        order = [int(x) for x in iota[4].split(",")] if iota[4] else range(len(dims))
-        ids = np.arange(prod(dims)).reshape(dims).transpose(order)
-        return tuple(ids.reshape(int(iota[1]), int(iota[2]))[0].tolist())
+        ids = moved_ids(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))
+        return tuple(ids[ids.argmin() // ids.shape[1]].tolist())
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(int(x) for x in listed[1].split(","))
     return tuple(range(devices))
 
 
-def _of_axes(sizes: dict[str, int], within: list[tuple[str, str, str]]) -> tuple[int, ...]:
+def moved_ids(dims: str, order: str | None) -> np.ndarray:
+    """The devices in a row, of the shape `dims`, their axes in another order."""
+    shape = [int(x) for x in dims.split(",")]
+    places = [int(x) for x in order.split(",")] if order else range(len(shape))
+    return np.arange(prod(shape)).reshape(shape).transpose(places)
+
+
+def _of_axes(
+    ids: np.ndarray, sizes: dict[str, int], within: list[tuple[str, str, str]]
+) -> tuple[int, ...]:
     """Device 0's group along some axes of a mesh, or along parts of them."""
-    ids = np.arange(prod(sizes.values())).reshape(list(sizes.values()))
-    names = list(sizes)
+    ids, names = ids.reshape(list(sizes.values())), list(sizes)
     index: list = [slice(0, 1)] * len(names)
     for name, before, size in within:
         at = names.index(name)

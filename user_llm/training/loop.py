@@ -229,8 +229,8 @@ def make_train_step(
         metrics.pop(COUNTS, None)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt = tx.update(grads, state.opt, state.trained)
+            metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
         trained = cast(Params, optax.apply_updates(state.trained, updates))
-        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
         averaged = state.average
         if average:
             averaged = jax.tree.map(partial(mean, state.step), averaged, trained)
