@@ -241,6 +241,41 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_keeps():
     assert "remat full" in report.problem and "accumulate 4096" in report.problem
 
 
+LISTED = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.
+
+Program hbm requirement 20.50G:
+    HLO temp         20.40G (100.0% utilization)
+
+  Largest program allocations in hbm:
+
+  1. Size: 4.00G
+     Operator: op_name="jit(train_step)/jvp()/while/body/dot_general" source_file="a.py"
+     Shape: bf16[32,8192,8192]{2,1,0:T(8,128)(2,1)}
+     Unpadded size: 4.00G
+     Allocation type: HLO temp
+     ==========================
+
+  2. Size: 512.00M
+     Shape: f32[1024,131072]{1,0:T(8,128)}
+     Unpadded size: 512.00M
+     ==========================
+
+  3. Size: 4.00G
+     Operator: op_name="jit(train_step)/transpose(jvp())/while/body/dot_general"
+     Shape: bf16[32,8192,8192]{2,1,0:T(8,128)(2,1)}
+     Unpadded size: 4.00G
+"""
+
+
+def test_what_the_compiler_lists_is_told(mesh):
+    found = [str(one) for one in memory.allocations(LISTED)]
+    assert found == ["8.00 GiB bf16[32,8192,8192] of dot_general", "0.50 GiB f32[1024,131072]"]
+    program = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr
+    told = memory.too_large_a_step(LISTED, program, mesh(4), 64, remat="dots", parts=2)
+    assert told.startswith("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. The")
+    assert "8.00 GiB bf16" in told and "remat full" in told and "accumulate 16" in told
+
+
 def report(rate, problem=""):
     spent = None if problem else Time(8 * 256 / rate, 0.0, 0.0, 0.0)
     kinds = None if problem else memory.Memory(*[0] * 7)

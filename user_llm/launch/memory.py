@@ -1,5 +1,6 @@
 """What lies in a chip's memory, and of what does not fit: which arrays, and what would help."""
 
+import re
 from collections.abc import Iterable, Iterator
 from math import ceil, prod
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from user_llm.launch.topology import GIB, Topology
 from user_llm.training.loop import TrainState
 
 SHOWN = 5  # arrays that are named
+ALLOCATION = re.compile(
+    r"Size: ([\d.]+)([ KMG])\w*\s+"
+    r"(?:Operator: [^\n]*?op_name=\"([^\"]*)\"[^\n]*\s+)?Shape: (\w+\[[\d,]*\])"
+)
 
 
 class Memory(NamedTuple):
@@ -142,7 +147,8 @@ def too_large_a_step(
     message: str, program: Jaxpr, mesh: Mesh, rows: int, *, remat: str, parts: int
 ) -> str:
     """Why a step does not fit whose state does, and what would help."""
-    told = "; ".join(map(str, largest_kept(program, mesh, rows // parts)))
+    largest = allocations(message) or largest_kept(program, mesh, rows // parts)
+    told = "; ".join(map(str, largest[:SHOWN]))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     each = rows // parts // shards
     helps = []
@@ -153,5 +159,14 @@ def too_large_a_step(
     if mesh.shape["tensor"] == 1:
         helps.append("--mesh.tensor 2 or more")
     helps.append("fewer max_tokens")
-    reason = message.partition(": ")[2] or message
-    return f"{reason.strip()} The largest: {told}. What helps: {'; '.join(helps)}"
+    reason = message.partition(": Ran")[2].partition("\n")[0].strip()
+    return f"Ran {reason} The largest: {told}. What helps: {'; '.join(helps)}"
+
+
+def allocations(message: str) -> list[Large]:
+    """The arrays that the compiler lists where a program does not fit; it does not always do so."""
+    found: dict[str, int] = {}
+    for size, unit, operator, shape in ALLOCATION.findall(message):
+        name = f"{shape} of {operator.rpartition('/')[2]}" if operator else shape
+        found[name] = found.get(name, 0) + int(float(size) * 1024 ** (" KMG".index(unit)))
+    return [Large(name, size) for name, size in sorted(found.items(), key=lambda one: -one[1])]
