@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
 from user_llm.models.attention import capped
-from user_llm.sharding import by_shards, scarce
+from user_llm.sharding import by_shards, platform, scarce
 
 IN_BATCH = 512  # queries whose targets are each other's negatives
 LANES = 16  # a multiple of which XLA:CPU multiplies a third faster into
@@ -124,7 +124,7 @@ def chunk_size(width: int) -> int:
     A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many. A softmax
     takes three times that, and no chunk is smaller than a step of every row.
     """
-    logits = 2**21 if jax.default_backend() == "cpu" else 2**27
+    logits = 2**21 if platform() == "cpu" else 2**27
     return max(64, min(logits // width, 8192))
 
 
