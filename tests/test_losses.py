@@ -343,7 +343,7 @@ def test_next_event_is_the_mean_over_the_pairs_within_segments():
         np.testing.assert_allclose(metrics[f"loss_{name}"], wanted[name][0], rtol=1e-5)
     np.testing.assert_allclose(loss, wanted["item"][0] + wanted["rating"][0], rtol=1e-5)
     assert int(metrics["events"]) == (SEGMENTS > 0).sum()
-    assert set(metrics) == {"events", "loss_item", "loss_rating"}
+    assert set(metrics) == {"events", "loss_item", "loss_rating", "counts"}
 
 
 def test_next_event_takes_the_objective_and_the_weights_that_it_is_given():

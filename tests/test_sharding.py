@@ -1,5 +1,7 @@
 """Placement by names, on eight simulated devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from user_llm.sharding import (
     batch_sharding,
     by_shards,
     constrain,
+    look_up,
     make_mesh,
     on_shards,
     platform,
@@ -48,7 +51,7 @@ def test_a_device_holds_the_part_that_the_names_give_it(mesh, data, fsdp, tensor
 
     assert part("kernel") == (16 // fsdp, 32 // tensor)
     assert part("stack") == (8, 16 // tensor, 32 // fsdp)  # layers stay whole
-    assert part("odd") == (17, 16 // fsdp)  # 17 divides by nothing
+    assert part("odd") == (17, 16 // (fsdp * tensor))  # 17 divides by nothing
     assert part("norm") == (16,)
     assert all(len(x.sharding.device_set) == 8 for x in arrays.values())
 
@@ -132,6 +135,67 @@ def test_minus_one_takes_the_devices_that_are_left():
 def test_a_mesh_that_does_not_use_every_device_once_is_refused(sizes):
     with pytest.raises(ValueError, match=r"does not fit 8 devices; choose .* product is 8"):
         make_mesh(MeshConfig(**sizes))
+
+
+def test_data_spans_slices_and_the_other_axes_lie_within_one():
+    """Of devices that say which they are in, in whatever order, and of such that do not."""
+    told = [Told(i, i % 2) for i in range(8)]
+    config = MeshConfig(fsdp=2, tensor=2, slices=2)
+    slices = np.vectorize(lambda device: device.slice_index)(make_mesh(config, told).devices)
+    np.testing.assert_array_equal(slices, np.arange(2)[:, None, None] * np.ones((2, 2, 2)))
+    plain = np.vectorize(lambda device: device.id)(make_mesh(config).devices)
+    assert {*plain[0].flat} == {0, 1, 2, 3}
+    wide = make_mesh(MeshConfig(fsdp=2, slices=2), told).devices
+    assert [{d.slice_index for d in part.flat} for part in wide] == [{0}, {0}, {1}, {1}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """A device that knows of its slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "told"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("config", "slices", "message"),
+    [
+        (MeshConfig(fsdp=4, slices=4), 4, "mesh.slices=4 does not divide data=2"),
+        (MeshConfig(), 2, "mesh.slices=1, but there are 4 \\+ 4 devices in 2 slices; set it"),
+        (MeshConfig(slices=2), 3, "mesh.slices=2, but there are 3 \\+ 3 \\+ 2 devices in 3 slices"),
+    ],
+)
+def test_slices_that_are_not_the_devices_own_are_refused(config, slices, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(config, [Told(i, i % slices) for i in range(8)])
+
+
+@pytest.mark.parametrize("ids", [(16, 3), (5,)], ids=str)
+@pytest.mark.parametrize("table", [(64, 8), (64,), (67, 8)], ids=str)
+def test_few_rows_of_a_split_table_are_those_of_the_whole(mesh, table, ids):
+    """And so are their gradients, with rows that are looked up twice."""
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=table).astype(np.float32)
+    at = rng.integers(0, 9, ids).astype(np.int32)
+    weights = rng.normal(size=(*ids, *table[1:])).astype(np.float32)
+    wanted = np.zeros_like(whole)
+    np.add.at(wanted, at, weights)
+
+    def found(table, at, weights):
+        rows = look_up(table[...], at)
+        return (rows * weights).sum(), rows
+
+    param = nnx.Param(jnp.asarray(whole), **axes(*("vocab", "embed")[: whole.ndim]))
+    for shape in SHAPES:
+        grid = mesh(*shape)
+        with jax.set_mesh(grid):
+            placed = jax.device_put(param, shardings(param, grid))
+            slope, rows = jax.jit(jax.grad(found, has_aux=True))(placed, at, weights)
+        np.testing.assert_array_equal(rows, whole[at])
+        np.testing.assert_allclose(slope[...], wanted, rtol=1e-5, atol=1e-6)
 
 
 def products(table, rows):

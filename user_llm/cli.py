@@ -2,9 +2,10 @@
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ TARGETS = {
     "data build": "user_llm.commands:data_build",
     "data inspect": "user_llm.commands:data_inspect",
     "data lamp-from-reviews": "user_llm.commands:lamp_from_reviews",
+    "launch check": "user_llm.launch.check:main",
     "launch render": "user_llm.launch.render:main",
 }
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(levelname)s %(message)s")  # libraries from WARNING on
     logging.getLogger("user_llm").setLevel(logging.INFO)
+    _leave_absent_tpus()
     options = vars(grammar.parser().parse_args(argv))
     verb = options.pop("verb")
     try:
@@ -64,6 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _leave_absent_tpus() -> None:
+    """Keeps JAX from looking for a TPU, for seconds and aloud, where there is but its compiler.
+
+    A chip would be on the PCI bus, under Google's number. Other accelerators are left to JAX.
+    """
+    others = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+    if "JAX_PLATFORMS" in os.environ or others or not find_spec("libtpu"):
+        return
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if not any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def load_config(path: str) -> "Experiment":

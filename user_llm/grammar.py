@@ -249,7 +249,10 @@ def parser() -> argparse.ArgumentParser:
 
     launch = verbs.add_parser("launch", help="take an experiment to many machines")
     launch_verbs = launch.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb, text in {"render": "write the manifest of a job"}.items():
+    for verb, text in {
+        "check": "compile an experiment for a TPU topology without one",
+        "render": "write the manifest of a job",
+    }.items():
         sub = add(f"launch {verb}", text, to=launch_verbs)
         sub.add_argument("config", metavar="CONFIG", help="a file such as configs/quickstart.py")
         told = f"`user-llm launch {verb} CONFIG --help` lists them; and the experiment's fields"

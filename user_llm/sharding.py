@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,11 +32,37 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     """The mesh of that shape over the devices, all of them unless given.
 
     Raises:
-      ValueError: the shape does not use each device exactly once.
+      ValueError: the shape does not use each device exactly once, or its slices are not theirs.
     """
     devices = jax.devices() if devices is None else devices
+    data, *rest = config.shape(len(devices))
     auto = (AxisType.Auto,) * 3  # jax.make_mesh's own default is Explicit
-    return jax.make_mesh(config.shape(len(devices)), MESH_AXES, auto, devices=devices)
+    shape = (data // config.slices, *rest)
+    slices = [
+        jax.make_mesh(shape, MESH_AXES, auto, devices=part).devices
+        for part in by_slice(devices, config.slices)
+    ]
+    return Mesh(np.concatenate(slices), MESH_AXES, axis_types=auto)
+
+
+def by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
+    """The devices of each slice; where they do not know of slices, so many runs of them.
+
+    Raises:
+      ValueError: the devices are in fewer or more slices, or not alike many in each.
+    """
+    known = {getattr(device, "slice_index", None) for device in devices}
+    if known == {None}:  # in the order of their processes
+        size = len(devices) // slices
+        return [list(devices[i * size :][:size]) for i in range(slices)]
+    parts = [[d for d in devices if d.slice_index == index] for index in sorted(known)]
+    if len(parts) != slices or len({len(part) for part in parts}) > 1:
+        sizes = " + ".join(str(len(part)) for part in parts)
+        raise ValueError(
+            f"mesh.slices={slices}, but there are {sizes} devices in {len(parts)} slices; set it "
+            "to their number, and use as many devices of each"
+        )
+    return parts
 
 
 def axes(*names: str | None) -> dict[str, Any]:
@@ -64,20 +92,82 @@ def dividing(mesh: Any, name: str | None, *sizes: int) -> str | tuple[str, ...] 
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The placement of every variable, by the names of its axes.
+    """The placement of every variable, by the names of its axes (see `split`).
 
-    Leading dimensions without a name (a stack of layers) stay whole, and so does a dimension that
-    its mesh axis does not divide.
+    Leading dimensions without a name (a stack of layers) stay whole.
     """
 
     def place(x):
         named = isinstance(x, nnx.Variable)
         names = x.get_metadata().get("out_sharding", ()) if named else ()
-        named_dims = zip([None] * (len(x.shape) - len(names)) + list(names), x.shape, strict=True)
-        sharding = NamedSharding(mesh, P(*(dividing(mesh, n, size) for n, size in named_dims)))
+        names = [None] * (len(x.shape) - len(names)) + list(names)
+        sharding = NamedSharding(mesh, P(*split(mesh, names, x.shape)))
         return x.replace(sharding) if named else sharding
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def split(mesh: Any, names: Sequence[str | None], shape: Sequence[int]) -> list[Any]:
+    """The mesh axes of a parameter's dimensions; what they do not divide stays whole.
+
+    But few numbers of items are divided by anything: such a table is split over its columns alone.
+    """
+    found = [dividing(mesh, name, size) for name, size in zip(names, shape, strict=True)]
+    if {"vocab", "embed"} <= {*names} and found[names.index("vocab")] is None:
+        columns, both = names.index("embed"), (RULES["embed"], RULES["vocab"])
+        if shape[columns] % math.prod(mesh.shape[axis] for axis in both) == 0:
+            found[columns] = both
+    return found
+
+
+def scarce(looked_up: int, rows: int) -> bool:
+    """Whether devices look up so few of a table's rows that it is better left split than whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and looked_up < rows
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`table[ids]`, of a table [vocab] or [vocab, embed] whose dimensions are named so."""
+    if scarce(ids.size, len(table)):
+        return take_rows(table, ids)
+    return constrain(table, "vocab", *(None,) * (table.ndim - 1))[ids]
+
+
+@jax.custom_vjp
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The same where a mesh splits the table, of which nothing travels but the rows.
+
+    Every device looks up its part of each. On the way back the rows' gradients meet before they
+    are added up for its part of the table, and not after.
+    """
+    data, inner, axes = split_rows(table, ids)
+    ids = jax.lax.with_sharding_constraint(ids, P(data, *inner))
+    rows = jax.lax.with_sharding_constraint(table[ids], P(data, *inner, *axes[1:]))
+    return constrain(rows, "batch", *inner, *(None for _ in axes[1:]))
+
+
+def take_rows_forward(table, ids):
+    return take_rows(table, ids), (table, ids)
+
+
+def take_rows_backward(found, rows):
+    table, ids = found
+    data, inner, axes = split_rows(table, ids)
+    for first in (data, None):  # in one step XLA would have every device hold all of them
+        rows = jax.lax.with_sharding_constraint(rows, P(first, *inner, *axes[1:]))
+    ids = jax.lax.with_sharding_constraint(ids, P())
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros_like(table), P(*axes))
+    return jax.lax.with_sharding_constraint(zeros.at[ids].add(rows), P(*axes)), None
+
+
+take_rows.defvjp(take_rows_forward, take_rows_backward)
+
+
+def split_rows(table: jax.Array, ids: jax.Array) -> tuple[str | None, tuple, list]:
+    """The mesh axes that split ids: their first dimension, the others; and those of the table."""
+    mesh, names = jax.sharding.get_abstract_mesh(), ("vocab", "embed")[: table.ndim]
+    data = "data" if len(ids) % mesh.shape["data"] == 0 else None
+    return data, (None,) * (ids.ndim - 1), split(mesh, names, table.shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

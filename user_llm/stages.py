@@ -33,12 +33,28 @@ from user_llm.sharding import batch_sharding, replicated
 from user_llm.sources import data_path
 from user_llm.training import grow, losses
 from user_llm.training.checkpoint import Checkpoints
-from user_llm.training.loop import Params, Stage, fit, setup
+from user_llm.training.loop import Lesson, Params, Stage, fit, setup
 
 ALIGNMENT_HISTORY = 8  # events
 KNOWN = "features.json"  # what the encoder in its folder is numbered by
 RANKED = 8192  # users whose next items judge an encoder while it learns
 ANSWERED = 1024  # users whose answers judge a system; each costs a pass of the decoder
+
+
+def pretraining(run: Run) -> Lesson:
+    """What the encoder of a run is to learn."""
+    config = run.experiment.pretrain
+    loss = partial(losses.encoder_loss, objective=config.objective)
+    return Lesson(config=config, make_model=run.make_encoder, loss=loss)
+
+
+def finetuning(run: Run, name: str = "user_llm") -> Lesson:
+    """What the system of that name is to learn."""
+    system, config = run.systems[name], run.experiment.finetune
+    make_model = run.make_model(system)
+    if not moves(make_model, system):
+        config = config.model_copy(update={"steps": 0})
+    return Lesson(config=config, make_model=make_model, loss=losses.answer, trained=trained(system))
 
 
 def pretrain(run: Run) -> Params:
@@ -57,9 +73,7 @@ def pretrain(run: Run) -> Params:
         return {f"validation/{name}": figures[name] for name in names}
 
     stage = Stage(
-        config=run.experiment.pretrain,
-        make_model=run.make_encoder,
-        loss=partial(losses.encoder_loss, objective=run.experiment.pretrain.objective),
+        **vars(pretraining(run)),
         batches=batches(run, source, run.experiment.pretrain),
         given=partial(grown, run) if run.experiment.grow_from else None,
         validate=validate,
@@ -263,7 +277,6 @@ def read_by(run: Run, name: str) -> Dataset:
 def finetune(run: Run, name: str = "user_llm") -> Params:
     """The system of that name, from what the stages before have trained."""
     system, config = run.systems[name], run.experiment.finetune
-    make_model = run.make_model(system)
     source = training_examples(run, name, drop=config.drop_history)
 
     def given(random: Params) -> Params:
@@ -271,11 +284,8 @@ def finetune(run: Run, name: str = "user_llm") -> Params:
         return align(run) if aligned else pretrained(run, system)
 
     stage = Stage(
-        config=config if moves(make_model, system) else config.model_copy(update={"steps": 0}),
-        make_model=make_model,
-        loss=losses.answer,
+        **vars(finetuning(run, name)),
         batches=batches(run, source, config),
-        trained=trained(system),
         given=given,
         validate=answer_validation(run, name),
     )

@@ -20,17 +20,22 @@ from user_llm.config.training import (
 
 
 class MeshConfig(Config):
-    """How many devices each mesh axis spans; `data=-1` takes all that the others leave."""
+    """How many devices each mesh axis spans; `data=-1` takes all that the others leave.
+
+    Between `slices` of devices, such as those of a TPU pod, the network is slow: `data` spans them,
+    the other axes lie within one.
+    """
 
     data: int = -1
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
+    slices: PositiveInt = 1
 
     def shape(self, devices: int) -> tuple[int, int, int]:
         """The sizes of data, fsdp and tensor over so many devices.
 
         Raises:
-          ValueError: they do not use each device exactly once.
+          ValueError: they do not use each device exactly once, or slices do not divide data.
         """
         rest = self.fsdp * self.tensor
         data = devices // rest if self.data == -1 else self.data
@@ -38,6 +43,11 @@ class MeshConfig(Config):
             raise ValueError(
                 f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} does not fit "
                 f"{devices} devices; choose sizes whose product is {devices}"
+            )
+        if data % self.slices:
+            raise ValueError(
+                f"mesh.slices={self.slices} does not divide data={data}, which spans them; "
+                "choose sizes of fsdp and tensor that fit into a slice"
             )
         return data, self.fsdp, self.tensor
 

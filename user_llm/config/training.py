@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from user_llm.config.base import Config, Task
 
@@ -28,6 +28,7 @@ class StageConfig(Config):
 
     steps: NonNegativeInt = 1000  # 0 skips the stage
     batch_size: PositiveInt = 64  # rows of the global batch
+    accumulate: PositiveInt = 1  # parts of it that are gone through one after the other in a step
     optim: OptimConfig = OptimConfig()
     log_every: PositiveInt = 20
     validate_every: NonNegativeInt = 0  # 0: no validation, and the last checkpoint is the best
@@ -39,6 +40,14 @@ class StageConfig(Config):
     stuck_after: NonNegativeFloat = 1800.0  # seconds without a step that end a process; 0: never
     patience: NonNegativeInt = 0  # validations without a gain that end the stage; 0: never
     workers: NonNegativeInt = 0  # processes that prepare batches
+
+    @model_validator(mode="after")
+    def _whole_parts(self):
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}"
+            )
+        return self
 
 
 class ObjectiveConfig(Config):

@@ -1,11 +1,44 @@
-"""TPU slices by name, such as `v5e:16x16`: their chips and hosts, and what clouds call them."""
+"""TPU slices by name, such as `v5e:16x16`: their chips and hosts, and what clouds call them.
+
+The figures of a chip are those of Google's pages (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e).
+"""
 
 import math
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+GIB = 2**30
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # larger ones are made of cubes of 4x4x4
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip can do."""
+
+    flops: float  # products and sums of bfloat16 a second
+    hbm: float  # bytes
+    bandwidth: float  # bytes a second between a chip and its memory
+    link: float  # bytes a second to one neighbour
+    clock: float  # cycles a second
+    axes: int  # in which there are neighbours
+    ring: int  # chips in a row from which on the last one is the first one's neighbour
+
+
+# HBM is what libtpu's compiler leaves to a program. A clock follows from the peak of so many MXUs
+# of 128 x 128: 8 in a chip of v4 and v5p, 4 in v5e, and in v6e what are 16. A link is a sixth, or
+# on two axes a fourth, of the bandwidth between chips one way.
+CHIPS = {
+    "v4": Chip(275e12, 30.75 * GIB, 1.2e12, 50e9, 1.05e9, 3, 4),
+    "v5e": Chip(197e12, 15.75 * GIB, 0.82e12, 50e9, 1.5e9, 2, 16),
+    "v5p": Chip(459e12, 95.74 * GIB, 2.765e12, 100e9, 1.75e9, 3, 4),
+    "v6e": Chip(918e12, 31.25 * GIB, 1.64e12, 100e9, 1.75e9, 2, 16),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +64,9 @@ GENERATIONS = {
 class Topology:
     """A slice; JAX sees a device in each of its chips."""
 
+    name: str
     generation: Generation
+    chip: Chip
     shape: tuple[int, ...]
 
     @property
@@ -57,6 +92,40 @@ class Topology:
         """Such as v5litepod-256, or v5p-1024 of 512 chips."""
         return f"{self.generation.accelerator}-{self.chips * self.generation.cores}"
 
+    def devices(self) -> Sequence[Any]:
+        """A device for every chip, to compile for; no TPU is looked for.
+
+        Raises:
+          ValueError: libtpu, which holds the compiler, is not installed.
+        """
+        if not find_spec("libtpu"):
+            raise ValueError(
+                "libtpu, which compiles for TPUs, is not installed: pip install 'user-llm[tpu]'"
+            )
+        import jax
+        from jax.experimental import topologies
+
+        # Else libtpu asks for a TPU's name over the network, and complains that it has none.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # as nothing is run there
+        jax.config.update("jax_platforms", "cpu")  # what is run here runs on the CPU
+        # A v4 chip is two cores, which are programmed as one.
+        options = {"chip_config_name": "megacore"} if self.name.startswith("v4") else {}
+        return topologies.get_topology_desc(self.name, "tpu", **options).devices
+
+    def speed(self, coordinates: Sequence[Sequence[int]]) -> float:
+        """Bytes a second that a chip can send along all the axes on which these chips differ.
+
+        An axis that closes to a ring is used in both directions.
+        """
+        links = 0
+        for axis, size in enumerate(self.shape):
+            if len({at[axis] for at in coordinates}) > 1:
+                links += 2 if size % self.chip.ring == 0 else 1
+        return max(links, 1) * self.chip.link
+
 
 def parse(name: str) -> Topology:
     """The slice of that name.
@@ -78,7 +147,7 @@ def parse(name: str) -> Topology:
             f"topology {name!r}: {kind} has slices of {', '.join(SMALL)}, and of AxBxC chips, all "
             f"three multiples of 4, A <= B <= C, {generation.most} chips at most"
         )
-    return Topology(generation, tuple(map(int, text.split("x"))))
+    return Topology(name, generation, CHIPS[kind], tuple(map(int, text.split("x"))))
 
 
 def _of_cubes(text: str, most: int) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from user_llm.config import LoRAConfig, RopeScaling
 from user_llm.models.flash import flash
 from user_llm.models.layers import NO_LORA, Linear, RMSNorm, picked
-from user_llm.sharding import platform
+from user_llm.sharding import constrain, platform
 
 FEW_QUERIES = 32  # up to which the keys are most of what a product reads
 CAUSAL_BLOCKS = 4  # of queries; with ever more of them, half of the products would be saved
@@ -234,7 +234,8 @@ class Attention(nnx.Module):
         return keys, self._split(self.v_proj(context), self.kv_heads)
 
     def _split(self, x, heads, norm=None, positions=None):
-        x = rearrange(x, "b t (n h) -> b t n h", n=heads)
+        # Whole heads: where there are fewer of them than devices, each of these has them all.
+        x = constrain(rearrange(x, "b t (n h) -> b t n h", n=heads), "batch", None, "heads", None)
         x = x if norm is None else norm(x)
         return x if positions is None else rotary(x, positions)
 

@@ -63,7 +63,7 @@ class Block(nnx.Module):
         self.post_mlp_layernorm = norm(width) if family.post_norms else None
 
         def gate():
-            return Linear(width, width, ("embed", None), rngs=rngs, bias=True) if gated else None
+            return Linear(width, width, ("embed", "mlp"), rngs=rngs, bias=True) if gated else None
 
         self.attn_gate, self.mlp_gate = gate(), gate()
 

@@ -21,7 +21,15 @@ from user_llm.models.attention import (
 )
 from user_llm.models.blocks import Block
 from user_llm.models.families import FAMILIES
-from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm, ServedLinear, times_rows
+from user_llm.models.layers import (
+    NO_LORA,
+    REMAT,
+    Linear,
+    Memory,
+    RMSNorm,
+    ServedLinear,
+    times_rows,
+)
 from user_llm.sharding import axes, constrain, platform
 
 
@@ -273,7 +281,7 @@ class Decoder(nnx.Module):
         views, slides = self.views(np.arange(x.shape[1])[None]), self.config.slides
         alike = slides[0] if len(set(slides)) == 1 else None
 
-        @jax.checkpoint
+        @REMAT[self.config.remat]
         def layer(x, block_and_slides):
             block, slides = block_and_slides
             if alike is None and platform() != "cpu":  # whose kernels must know their window
@@ -305,12 +313,13 @@ class Decoder(nnx.Module):
             update={"vocab_size": self.config.vocab_size + len(rows)}
         )
         table = self.embed_tokens[...]
-        copy.embed_tokens = nnx.Param(jnp.concatenate([table, rows.astype(table.dtype)]))
+        # Split alike before they are joined: XLA would make a whole of what differs.
+        parts = [constrain(x, "vocab", None) for x in (table, rows.astype(table.dtype))]
+        copy.embed_tokens = nnx.Param(jnp.concatenate(parts))
         if copy.lm_head is not None:
             kernel = copy.lm_head.kernel[...]
-            copy.lm_head.kernel = nnx.Param(
-                jnp.concatenate([kernel, rows.T.astype(kernel.dtype)], axis=1)
-            )
+            parts = [constrain(x, None, "vocab") for x in (kernel, rows.T.astype(kernel.dtype))]
+            copy.lm_head.kernel = nnx.Param(jnp.concatenate(parts, axis=1))
         return copy
 
     def unstacked(self, *, int8: bool = False) -> "Decoder":

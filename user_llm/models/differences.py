@@ -47,8 +47,11 @@ class DifferenceStream(nnx.Module):
         assert self.compressor is not None, "there is one of the two"
         return self.compressor(*self._read(batch))
 
-    def own_loss(self, batch: dict[str, Any]) -> Float[Array, ""] | None:
-        """What an autoencoder adds to the loss of training; None where there is none."""
+    def own_loss(self, batch: dict[str, Any]) -> tuple[Float[Array, ""], Float[Array, ""]] | None:
+        """What an autoencoder adds to the loss of training, a sum and over how many users it is.
+
+        None where there is no autoencoder.
+        """
         return None if self.coder is None else self.coder.own_loss(*self._read(batch))
 
     def _read(self, batch: dict[str, Any]) -> list[Rows]:
@@ -109,10 +112,11 @@ class SparseTokens(nnx.Module):
     def code(self, x: Float[Array, "... D"]) -> Float[Array, "... C"]:
         return gelu(self.encode_proj(x))
 
-    def own_loss(self, *kinds: Rows) -> Float[Array, ""]:
+    def own_loss(self, *kinds: Rows) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """How ill vectors are rebuilt of their codes, and how far these are from sparse.
 
-        A code's mean is over a user's vectors, those of their own and the differences together.
+        Summed over the users who have vectors, and how many they are. A code's mean is over a
+        user's vectors, those of their own and the differences together.
         """
         x = jnp.concatenate([rows.vectors for rows in kinds], axis=1)
         known = jnp.concatenate([rows.known for rows in kinds], axis=1)[..., None].astype(x.dtype)
@@ -126,8 +130,7 @@ class SparseTokens(nnx.Module):
         divergence += (1 - wanted) * jnp.log((1 - wanted) / (1 - active))
         losses = wrong.mean(1) + self.config.sparse * divergence.mean(1)
         some = known.any(1)[:, 0].astype(x.dtype)  # of users without a vector nothing is asked
-        mean = (losses * some).sum() / jnp.maximum(some.sum(), 1)
-        return self.config.reconstruction * mean
+        return self.config.reconstruction * (losses * some).sum(), some.sum()
 
 
 class CodeProjector(nnx.Module):

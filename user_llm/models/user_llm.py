@@ -132,8 +132,11 @@ class UserLLM(nnx.Module):
             found["difference"] = self.streams["difference"](batch)
         return found
 
-    def own_loss(self, batch: dict[str, Any]) -> Float[Array, ""] | None:
-        """What the streams add to the loss of training; None where none of them does."""
+    def own_loss(self, batch: dict[str, Any]) -> tuple[Float[Array, ""], Float[Array, ""]] | None:
+        """What the streams add to the loss of training, a sum and over how many users it is.
+
+        None where none of them adds anything.
+        """
         if "difference" not in self.streams:
             return None
         return self.streams["difference"].own_loss(batch)

@@ -24,8 +24,10 @@ from jax.sharding import Mesh
 from user_llm.config import StageConfig
 from user_llm.sharding import shardings
 from user_llm.training import goodput
+from user_llm.training.accumulate import accumulated
 from user_llm.training.checkpoint import Best, Checkpoints
 from user_llm.training.health import Health, chosen
+from user_llm.training.losses import COUNTS
 from user_llm.training.optim import make_optimizer
 from user_llm.training.profiler import Profiler
 from user_llm.training.tracking import Tracker
@@ -39,7 +41,8 @@ PREEMPTED = 42  # the exit code that says: saved, start me again
 HASTY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 Params = dict[str, Any]  # nested dicts of arrays
-Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# (model, batch, key) to the loss and metrics; also with `of`, see `losses`.
+Loss = Callable[..., tuple[jax.Array, dict[str, Any]]]
 
 
 class TrainState(NamedTuple):
@@ -58,15 +61,51 @@ class TrainState(NamedTuple):
         return merge(self.average or self.trained, self.frozen)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What is trained, on what, towards what."""
+TrainStep = Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+Init = Callable[[jax.Array], TrainState]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is trained, towards what: all that a step is made of."""
 
     config: StageConfig
     make_model: Callable[..., nnx.Module]  # called with rngs=
     loss: Loss
-    batches: Callable[[int], Iterator[dict]]  # from a step on, placed on the mesh
     trained: Any = nnx.Param  # the filter of the parameters that move
+
+    def compose(self, mesh: Mesh) -> tuple[TrainStep, TrainState, Init]:
+        """The step, the abstract state that it works on, and a sharded init.
+
+        Raises:
+          ValueError: the mesh cannot split a batch evenly, or as `setup`.
+        """
+        config, optim = self.config, self.config.optim
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.batch_size % (config.accumulate * shards):
+            raise ValueError(
+                f"batch_size={config.batch_size} must be a multiple of accumulate x data x fsdp = "
+                f"{config.accumulate} x {shards}"
+            )
+        tx = make_optimizer(optim, config.steps)
+        averaged = optim.average > 0
+        graphdef, abstract, init = setup(self.make_model, tx, self.trained, mesh, averaged=averaged)
+        step = make_train_step(
+            graphdef,
+            self.loss,
+            tx,
+            abstract,
+            average=optim.average,
+            accumulate=config.accumulate,
+        )
+        return step, abstract, init
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Lesson):
+    """A lesson, and what it is learned from."""
+
+    batches: Callable[[int], Iterator[dict]]  # from a step on, placed on the mesh
     given: Callable[[Params], Params] | None = None  # random parameters -> those that replace some
     validate: Callable[[Params], dict[str, float]] | None = None  # its first figure is the score
 
@@ -168,10 +207,13 @@ def make_train_step(
     abstract: TrainState,
     *,
     average: float = 0.0,
-) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    accumulate: int = 1,
+) -> TrainStep:
     """The compiled step: (state, batch, key) -> (state, metrics). The old state is donated.
 
-    `average` is the most that a running mean keeps of itself in a step; see `OptimConfig`.
+    Args:
+      average: the most that a running mean keeps of itself in a step; see `OptimConfig`.
+      accumulate: parts of the batch whose gradients are made one after the other.
     """
 
     def mean(step, old, new):
@@ -179,18 +221,26 @@ def make_train_step(
         kept = jnp.minimum(average, (1 + step) / (10 + step)).astype(new.dtype)
         return old * kept + new * (1 - kept)
 
+    places = placement(abstract.trained)
+
     # Left free, XLA answers P() where P(None, None) was asked, and step two misses jit's cache.
     @partial(jax.jit, donate_argnames="state", out_shardings=(placement(abstract), None))
     def train_step(state: TrainState, batch: dict, key: jax.Array):
-        def loss_fn(trained):
+        def measure(trained, batch, key, **of):
             model = nnx.merge(graphdef, merge(trained, state.frozen))
-            return loss(model, batch, jax.random.fold_in(key, state.step))
+            return loss(model, batch, key, **of)
 
-        (value, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+        given = state.trained, batch, jax.random.fold_in(key, state.step)
+        if accumulate == 1:
+            (value, metrics), grads = jax.value_and_grad(measure, has_aux=True)(*given)
+        else:
+            (value, metrics), grads = accumulated(measure, accumulate, places, *given)
+        metrics.pop(COUNTS, None)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             updates, opt = tx.update(grads, state.opt, state.trained)
+            norm = optax.tree.norm(grads)
         trained = cast(Params, optax.apply_updates(state.trained, updates))
-        norm, averaged = optax.tree.norm(grads), state.average
+        averaged = state.average
         if average:
             averaged = jax.tree.map(partial(mean, state.step), averaged, trained)
         good, health = state.health.check(value, norm)
@@ -250,18 +300,13 @@ def fit(
       SystemExit: with code 42 after a SIGTERM, once the state is saved.
     """
     began = time.monotonic()
-    cfg, tx = stage.config, make_optimizer(stage.config.optim, stage.config.steps)
+    cfg, (train_step, abstract, init) = stage.config, stage.compose(mesh)
     checkpoints = Checkpoints(folder / "checkpoints", keep=cfg.keep, keep_every=cfg.keep_every)
-    average = cfg.optim.average
-    graphdef, abstract, init = setup(
-        stage.make_model, tx, stage.trained, mesh, averaged=average > 0
-    )
     restored = checkpoints.restore(abstract)
     state = restored.state if restored else start(stage, init, seed)
     step = restored.step if restored else 0
     best = checkpoints.best(until=step)
     if not over(cfg, step, best):
-        train_step = make_train_step(graphdef, stage.loss, tx, abstract, average=average)
         key, batches, meter = jax.random.key(seed), stage.batches(step), Meter(cfg.skips)
         stop = False
         tracker = Tracker(folder, total=cfg.steps, step=step, name=name)

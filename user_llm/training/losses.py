@@ -1,4 +1,8 @@
-"""What each stage minimises. Every loss is a mean over the tokens or events that count."""
+"""What each stage minimises. Every loss is a mean over the tokens or events that count.
+
+Of a part of a larger batch it is that part's share: given `of`, how much counts in all, the shares
+add up to the loss of the whole. `metrics[COUNTS]` says how much counts in a batch.
+"""
 
 from functools import partial
 from typing import Any, cast
@@ -15,14 +19,18 @@ from user_llm.models.layers import picked
 from user_llm.models.user_llm import UserLLM
 from user_llm.training.objectives import (
     FIRST_KNOWN,
+    Items,
     capped_softmax,
     chunk_size,
     item_loss,
+    looks_at_few,
     softmax,
     summed,
 )
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
+Sums = dict[str, tuple[Array, Array]]  # what is summed, and over how much
+COUNTS = "counts"
 SOFTMAX = ObjectiveConfig()
 
 
@@ -43,12 +51,16 @@ def cross_entropy(
 
 
 def encoder_loss(
-    encoder: Encoder, batch: dict, key: Key[Array, ""], objective: ObjectiveConfig
+    encoder: Encoder,
+    batch: dict,
+    key: Key[Array, ""],
+    objective: ObjectiveConfig,
+    of: Metrics | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of pre-training: by the next events, or by masked ones where both ways are read."""
     if isinstance(encoder, BERT4RecEncoder):
-        return masked_event(encoder, batch, key, objective)
-    return next_event(encoder, batch, key, objective)
+        return masked_event(encoder, batch, key, objective, of)
+    return next_event(encoder, batch, key, objective, of)
 
 
 def next_event(
@@ -56,6 +68,7 @@ def next_event(
     batch: dict,
     key: Key[Array, ""],
     objective: ObjectiveConfig = SOFTMAX,
+    of: Metrics | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Every predicted feature of every next event in its segment, or of the next few.
 
@@ -69,11 +82,15 @@ def next_event(
         targets = jax.tree.map(lambda x, ahead=ahead: x[:, ahead:], events)
         follows = (segments[:, ahead:] == segments[:, :-ahead]) & (segments[:, ahead:] > 0)
         sums.append(feature_losses(encoder, states[:, :-ahead], targets, follows, keys, objective))
-    return combined(jax.tree.map(lambda *x: sum(x), *sums), segments, objective)
+    return events_told(jax.tree.map(lambda *x: sum(x), *sums), segments, objective, of)
 
 
 def masked_event(
-    encoder: BERT4RecEncoder, batch: dict, key: Key[Array, ""], objective: ObjectiveConfig
+    encoder: BERT4RecEncoder,
+    batch: dict,
+    key: Key[Array, ""],
+    objective: ObjectiveConfig,
+    of: Metrics | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Every predicted feature of masked events (arXiv 1904.06690, sections 3.6 and 3.7).
 
@@ -86,9 +103,8 @@ def masked_event(
     masked |= last & jax.random.bernoulli(last_key, 0.5, segments.shape)
     masked &= segments > 0
     states = encoder(events, segments, key=keys[0], masked=masked)
-    return combined(
-        feature_losses(encoder, states, events, masked, keys, objective), segments, objective
-    )
+    sums = feature_losses(encoder, states, events, masked, keys, objective)
+    return events_told(sums, segments, objective, of)
 
 
 def feature_losses(
@@ -98,7 +114,7 @@ def feature_losses(
     counts: Bool[Array, "B T"],
     keys: Any,
     objective: ObjectiveConfig,
-) -> dict[str, tuple[Array, Array]]:
+) -> Sums:
     """Per predicted feature the summed loss of telling events from states, and how many there are.
 
     `keys` are the one of the encoder's call and one for the objective.
@@ -110,9 +126,14 @@ def feature_losses(
         targets = events[feature.name]
         weights = (counts & (targets >= FIRST_KNOWN)).astype(jnp.float32)
         if feature.name == encoder.item:
-            queries, table = encoder.queries(states), encoder.item_vectors(keys[0])
+            items = (
+                Items(feature.size, partial(encoder.item_vectors, keys[0]))
+                if looks_at_few(objective, feature.size, targets)
+                else encoder.item_vectors(keys[0])
+            )
+            queries = encoder.queries(states)
             total = item_loss(
-                objective, table, queries, targets, weights, keys[1], encoder.candidates
+                objective, items, queries, targets, weights, keys[1], encoder.candidates
             )
         else:
             head = encoder.heads[feature.name]
@@ -124,25 +145,42 @@ def feature_losses(
     return sums
 
 
-def combined(
-    sums: dict[str, tuple[Array, Array]], segments: Int[Array, "B T"], objective: ObjectiveConfig
+def events_told(
+    sums: Sums, segments: Int[Array, "B T"], objective: ObjectiveConfig, of: Metrics | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The weighted sum of the features' mean losses, and each of them as a metric."""
-    losses = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+    losses, counts = means(sums, of)
     weights = objective.weights
     loss = sum((weights.get(n, 1.0) * x for n, x in losses.items()), jnp.zeros(()))
-    metrics = {f"loss_{name}": x for name, x in losses.items()}
-    return loss, metrics | {"events": (segments > 0).sum().astype(jnp.float32)}
+    metrics: Metrics = {f"loss_{name}": x for name, x in losses.items()}
+    metrics["events"] = (segments > 0).sum().astype(jnp.float32)
+    return loss, metrics | {COUNTS: counts}
 
 
-def answer(model: UserLLM, batch: dict, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-    """The tokens of the answers (see `answer_tokens`), and what the streams ask for themselves."""
-    loss, metrics = answer_tokens(model, batch)
-    own = model.own_loss(batch)
-    return loss if own is None else loss + own, metrics
+def means(sums: Sums, of: Metrics | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The sums over what they are of here, or `of` a larger batch, and how much that is here."""
+    counts = {name: count for name, (_, count) in sums.items()}
+    return {n: total / jnp.maximum((of or counts)[n], 1) for n, (total, _) in sums.items()}, counts
+
+
+def answer(
+    model: UserLLM, batch: dict, key: Key[Array, ""], of: Metrics | None = None
+) -> tuple[Float[Array, ""], Metrics]:
+    """The tokens of the answers (see `answer_sums`), and what the streams ask for themselves."""
+    sums = answer_sums(model, batch)
+    if (own := model.own_loss(batch)) is not None:
+        sums["streams"] = own
+    losses, counts = means(sums, of)
+    return sum(losses.values(), jnp.zeros(())), {"tokens": counts["tokens"], COUNTS: counts}
 
 
 def answer_tokens(model: UserLLM, batch: dict) -> tuple[Float[Array, ""], Metrics]:
+    """The mean loss of the answers' tokens alone, and how many `tokens` they are."""
+    losses, counts = means(answer_sums(model, batch), None)
+    return losses["tokens"], counts
+
+
+def answer_sums(model: UserLLM, batch: dict) -> Sums:
     """The tokens of the answers, given prompt and user: `batch["weights"]` is 1 on them.
 
     `weights[b, t]` belongs to the prediction of `tokens[b, t]`.
@@ -154,5 +192,4 @@ def answer_tokens(model: UserLLM, batch: dict) -> tuple[Float[Array, ""], Metric
     targets, weights = picked(targets, order), picked(weights, order)
     softcap = model.decoder.config.final_logit_softcapping
     total = cross_entropy(hidden, model.speaker().head(), targets, weights, softcap)
-    count = weights.sum()
-    return total / jnp.maximum(count, 1), {"tokens": count}
+    return {"tokens": (total, weights.sum())}

@@ -7,7 +7,7 @@ queries at a time.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import ObjectiveConfig
 from user_llm.models.attention import capped
-from user_llm.sharding import by_shards
+from user_llm.sharding import by_shards, platform, scarce
 
 IN_BATCH = 512  # queries whose targets are each other's negatives
 LANES = 16  # a multiple of which XLA:CPU multiplies a third faster into
@@ -124,7 +124,7 @@ def chunk_size(width: int) -> int:
     A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many. A softmax
     takes three times that, and no chunk is smaller than a step of every row.
     """
-    logits = 2**21 if jax.default_backend() == "cpu" else 2**27
+    logits = 2**21 if platform() == "cpu" else 2**27
     return max(64, min(logits // width, 8192))
 
 
@@ -174,9 +174,26 @@ def softmax_backward(residuals, cotangent):
 negative_log_softmax.defvjp(softmax_forward, softmax_backward)
 
 
+class Items(NamedTuple):
+    """Items of which few are looked at, by a function of their ids to their vectors."""
+
+    size: int
+    of: Callable[[Array], Array]
+
+
+def looks_at_few(config: ObjectiveConfig, items: int, targets: Int[Array, "B T"]) -> bool:
+    """Whether the devices of a mesh had better leave the table of so many items as it is split.
+
+    That is so where targets and negatives are fewer than the items.
+    """
+    if config.kind == "softmax" or not (config.shared or config.kind == "in_batch"):
+        return False
+    return scarce(targets.size + config.negatives, items)
+
+
 def item_loss(
     config: ObjectiveConfig,
-    table: Float[Array, "V Q"],
+    items: Float[Array, "V Q"] | Items,
     queries: Float[Array, "B T Q"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
@@ -186,25 +203,26 @@ def item_loss(
     """The weighted sum of the losses by the objective that a config names.
 
     Only candidates are held against the targets, where there are any; in a batch, its targets.
+    Given as `Items`, for objectives that look at few of them, those are looked up once, before the
+    batch is cut into chunks.
     """
+    if isinstance(items, Items):
+        count, of = items
+        # Beside each query stands the vector of its target, to be cut into chunks along with it.
+        queries, table = jnp.concatenate([queries, of(targets)], axis=-1), jnp.zeros(0)
+    else:
+        count, of, table = items.shape[0], None, items
     if config.kind == "softmax":
         objective = partial(softmax, candidates=candidates)
-        size = chunk_size(table.shape[0])
-        return summed(objective, size, True, table.T, queries, targets, weights, key)
-    popularity = frequency(table.shape[0], targets, weights)
+        return summed(objective, chunk_size(count), True, table.T, queries, targets, weights, key)
     if config.kind == "in_batch":
-        objective = partial(in_batch, config, popularity)
+        objective = partial(in_batch, config, shares(targets, weights), of is not None)
         return summed(objective, IN_BATCH, False, table, queries, targets, weights, key)
-    share = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
-    all_alike = share == 0 and candidates is None
-    if candidates is None:
-        candidates = jnp.arange(table.shape[0]) >= FIRST_KNOWN
-    uniform = candidates.astype(jnp.float32) / candidates.sum().astype(jnp.float32)
-    proposal = (1 - share) * uniform + share * popularity
+    proposal = proposed(config, count, targets, weights, candidates)
     key, shared_key = jax.random.split(key)
-    pick = partial(draw, proposal, all_alike)
-    drawn = pick((config.negatives,), shared_key) if config.shared else None
-    objective = partial(against_drawn, config, proposal, candidates.sum(), pick, drawn)
+    drawn = proposal.draw((config.negatives,), shared_key) if config.shared else None
+    table = of(drawn) if of else table
+    objective = partial(against_drawn, config, proposal, drawn, of is not None)
     size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
     return summed(objective, size, False, table, queries, targets, weights, key)
 
@@ -218,53 +236,104 @@ def frequency(
     return counts / jnp.maximum(flat.sum(), 1e-9)
 
 
-def draw(
-    proposal: Float[Array, " V"], all_alike: bool, shape: tuple[int, ...], key: Key[Array, ""]
-) -> Int[Array, "..."]:
-    """Items by that distribution, with replacement; no search is needed if all are alike in it."""
-    if all_alike:
-        return jax.random.randint(key, shape, FIRST_KNOWN, len(proposal), jnp.int32)
-    cumulative = jnp.cumsum(proposal)
-    shares = jax.random.uniform(key, shape) * cumulative[-1]
-    return jnp.searchsorted(cumulative, shares, side="right").astype(jnp.int32)
+def shares(
+    targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> Callable[[Int[Array, " N"]], Float[Array, " N"]]:
+    """The same as a function of items, which costs nothing for those that are no targets."""
+    order = jnp.argsort(targets.reshape(-1))
+    ids, each = targets.reshape(-1)[order], weights.reshape(-1)[order]
+    before = jnp.pad(jnp.cumsum(each), (1, 0))
+
+    def share(items):
+        first, end = (jnp.searchsorted(ids, items, side=side) for side in ("left", "right"))
+        return (before[end] - before[first]) / jnp.maximum(before[-1], 1e-9)
+
+    return share
 
 
-def against_drawn(config, proposal, known, pick, drawn, table, queries, targets, rows, key):
+class Proposal(NamedTuple):
+    """How negatives are drawn, with replacement, of how many `known` items, each by its share."""
+
+    known: Any
+    draw: Callable[[tuple[int, ...], Array], Array]
+    share: Callable[[Array], Array]
+
+
+def proposed(
+    config: ObjectiveConfig,
+    items: int,
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    candidates: Bool[Array, " V"] | None,
+) -> Proposal:
+    """The proposal that a config names; no search is needed if all items are alike in it."""
+    popular = {"uniform": 0.0, "mixed": 0.5, "popularity": 1.0}[config.proposal]
+    if popular == 0 and candidates is None:
+        known = items - FIRST_KNOWN
+
+        def alike(shape, key):
+            return jax.random.randint(key, shape, FIRST_KNOWN, items, jnp.int32)
+
+        return Proposal(known, alike, lambda ids: jnp.full(ids.shape, 1 / known, jnp.float32))
+    if candidates is None:
+        candidates = jnp.arange(items) >= FIRST_KNOWN
+    known = candidates.sum()
+    uniform = candidates.astype(jnp.float32) / known.astype(jnp.float32)
+    shares = (1 - popular) * uniform + popular * frequency(items, targets, weights)
+
+    def draw(shape, key):
+        cumulative = jnp.cumsum(shares)
+        at = jax.random.uniform(key, shape) * cumulative[-1]
+        return jnp.searchsorted(cumulative, at, side="right").astype(jnp.int32)
+
+    return Proposal(known, draw, lambda ids: shares[ids])
+
+
+def against_drawn(config, proposal, drawn, few, table, queries, targets, rows, key):
     """Targets against sampled items, of which those that are the target do not count.
 
     With `log_q`, each logit is corrected by the log of its expected count in the sample (arXiv
     1412.2007, section 3), so the expected normaliser is that of all known items.
     """
+    queries, right = with_targets(few, table, queries, targets)
     if drawn is None:
-        drawn = pick((len(targets), config.negatives), key)
+        drawn = proposal.draw((len(targets), config.negatives), key)
         logits = jnp.einsum("nq,nsq->ns", queries, table[drawn])
     else:
-        logits = queries @ table[drawn].T
+        logits = queries @ (table if few else table[drawn]).T
     logits = logits.astype(jnp.float32)
-    chosen = (queries * table[targets]).sum(-1).astype(jnp.float32)
+    chosen = (queries * right).sum(-1).astype(jnp.float32)
     # Rounding gives what is never drawn a sliver of the sum of shares.
-    hit = (drawn == targets[:, None]) | (proposal[drawn] == 0)
+    share = proposal.share(drawn)
+    hit = (drawn == targets[:, None]) | (share == 0)
     if config.kind == "gbce":
-        return gbce(config, known, chosen, logits, ~hit)
+        return gbce(config, proposal.known, chosen, logits, ~hit)
     if config.log_q:
-        logits -= jnp.log(config.negatives * proposal[drawn])
+        logits -= jnp.log(config.negatives * share)
     logits = jnp.where(hit, -jnp.inf, logits)
     return jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), chosen) - chosen
 
 
+def with_targets(few, table, queries, targets):
+    """Queries and their targets' vectors, which come with them where a table is not to be asked."""
+    return jnp.split(queries, 2, axis=-1) if few else (queries, table[targets])
+
+
 def gbce(config, items, chosen, logits, counts):
     """Generalised binary cross-entropy (arXiv 2308.07192, section 5)."""
-    sampled = jnp.minimum(1.0, config.negatives / jnp.maximum(items - 1, 1).astype(jnp.float32))
+    others = jnp.maximum(items - 1, 1).astype(jnp.float32)
+    sampled = jnp.minimum(1.0, config.negatives / others)
     power = sampled * (config.calibration * (1 - 1 / sampled) + 1 / sampled)
     negatives = jnp.where(counts, jax.nn.softplus(logits), 0).sum(-1)
     return power * jax.nn.softplus(-chosen) + negatives
 
 
-def in_batch(config, popularity, table, queries, targets, rows, key):
+def in_batch(config, popularity, few, table, queries, targets, rows, key):
     """Targets against those of the other rows of the chunk, corrected for popularity by `log_q`."""
-    logits = (queries @ table[targets].T).astype(jnp.float32)
+    queries, right = with_targets(few, table, queries, targets)
+    logits = (queries @ right.T).astype(jnp.float32)
     if config.log_q:
-        logits -= jnp.log(jnp.maximum(popularity[targets], 1e-9))
+        logits -= jnp.log(jnp.maximum(popularity(targets), 1e-9))
     chosen = jnp.diagonal(logits)
     others = (rows[:, None] != rows) & (rows >= 0) & (targets[:, None] != targets)
     logits = jnp.where(others, logits, -jnp.inf)

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EncoderConfig, FeatureConfig
 from user_llm.models.attention import KVCache
 from user_llm.models.layers import Linear, dropout, picked
-from user_llm.sharding import axes, constrain
+from user_llm.sharding import axes, constrain, look_up, scarce
 
 
 class Content(nnx.Variable):
@@ -72,39 +73,53 @@ class EventEmbedding(nnx.Module):
         items = {} if items is None or not config.content else items
         if lost := {*config.content} - {*names} | ({*config.content} - {*items}):
             raise ValueError(f"encoder.content: no item feature is named {', '.join(sorted(lost))}")
-        self.content = nnx.Dict({n: Content(jnp.asarray(items[n])) for n in names})
-        self.trained = Content(jnp.asarray(items["trained"])) if names else None
+
+        def content(values):
+            inner = (None,) * (np.ndim(values) - 1)
+            return Content(jnp.asarray(values), **axes("vocab", *inner))
+
+        self.content = nnx.Dict({n: content(items[n]) for n in names})
+        self.trained = content(items["trained"]) if names else None
         self.content_proj = proj(self.content_features, bias=True)
 
     def __call__(
         self, events: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        x = self.items(key)[events[self.item_feature.name]] * self.scale
+        x = self.items(key, events[self.item_feature.name]) * self.scale
         if self.proj is None:
             return x
         told = [self._embed(f, events[f.name]) for f in self.event_features]
         return x + self.proj(jnp.concatenate(told, -1))
 
-    def items(self, key: Key[Array, ""] | None = None) -> Float[Array, "V D"]:
-        """Every item's vector; with a key, `id_dropout` of the ids are hidden, by the key alone."""
-        table = constrain(self.tables[self.item_feature.name][...], "vocab", None)
+    def items(
+        self, key: Key[Array, ""] | None = None, ids: Int[Array, "..."] | None = None
+    ) -> Float[Array, "... D"]:
+        """Every item's vector [V, D], or those of some.
+
+        With a key, `id_dropout` of the ids are hidden, by the key alone.
+        """
+        table = self.tables[self.item_feature.name][...]
+        if ids is not None and not scarce(ids.size, len(table)):
+            return self.items(key)[ids]
+        table = constrain(table, "vocab", None) if ids is None else look_up(table, ids)
         if self.trained is None or self.content_proj is None:
             return table
+        at = ... if ids is None else ids
         shown = self.trained[...]
         if key is not None:
             shown &= jax.random.bernoulli(key, 1 - self.id_dropout, shown.shape)
-        told = [self._embed(f, self.content[f.name][...]) for f in self.content_features]
+        told = [self._embed(f, self.content[f.name][...][at]) for f in self.content_features]
         content = self.content_proj(jnp.concatenate(told, -1)) / self.scale
-        return jnp.where(shown[:, None], table, 0) + content
+        return jnp.where(shown[at][..., None], table, 0) + content
 
     def _embed(self, feature, values):
         if feature.kind == "vector":
             return self.vectors[feature.name](values)
-        table = constrain(self.tables[feature.name][...], "vocab", None) * self.scale
+        rows = look_up(self.tables[feature.name][...] * self.scale, values)
         if feature.kind == "categorical":
-            return table[values]  # [..., F]
-        filled = (values > 0).astype(table.dtype)[..., None]  # [..., K, 1]
-        return (table[values] * filled).sum(-2) / jnp.maximum(filled.sum(-2), 1)
+            return rows  # [..., F]
+        filled = (values > 0).astype(rows.dtype)[..., None]  # [..., K, 1]
+        return (rows * filled).sum(-2) / jnp.maximum(filled.sum(-2), 1)
 
 
 class EventCache(NamedTuple):
@@ -217,13 +232,15 @@ class Encoder(nnx.Module):
         states = states.astype(jnp.float32)
         return unit(states) if self.config.similarity == "cosine" else states
 
-    def item_vectors(self, key: Key[Array, ""] | None = None) -> Float[Array, "V Q"]:
-        """What queries are compared with, divided by the temperature.
+    def item_vectors(
+        self, key: Key[Array, ""] | None = None, ids: Int[Array, "..."] | None = None
+    ) -> Float[Array, "... Q"]:
+        """What queries are compared with, of every item [V, Q] or of some.
 
         With the key of a call of the encoder, the same ids are hidden as there.
         """
-        table = self.embedding.items(key).astype(jnp.float32)
-        return (unit(table) if self.config.similarity == "cosine" else table) / (
+        items = self.embedding.items(key, ids).astype(jnp.float32)
+        return (unit(items) if self.config.similarity == "cosine" else items) / (
             self.config.temperature
         )
 
@@ -233,7 +250,7 @@ class Encoder(nnx.Module):
 
     def directions(self, items: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Unit vectors among the states that point at items."""
-        return unit(self.embedding.items()[items])
+        return unit(self.embedding.items(ids=items))
 
     def empty(self, batch: int) -> EventCache:
         """The cache of users without events, with room for `config.window` of them."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from user_llm.models.blocks import BertBlock, gelu
 from user_llm.models.encoders.base import Encoder, same_segment, segment_positions
 from user_llm.models.layers import Linear, dropout, rematerialized
-from user_llm.sharding import axes, constrain
+from user_llm.sharding import axes, constrain, look_up
 
 
 class BERT4RecEncoder(Encoder):
@@ -75,6 +75,10 @@ class BERT4RecEncoder(Encoder):
         x = gelu(self.out_proj(states.astype(jnp.float32)))
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
-    def item_vectors(self, key: Key[Array, ""] | None = None) -> Float[Array, "V Q"]:
-        table = self.embedding.items(key).astype(jnp.float32)
-        return jnp.concatenate([table, self.item_bias[...][:, None]], axis=-1)
+    def item_vectors(
+        self, key: Key[Array, ""] | None = None, ids: Int[Array, "..."] | None = None
+    ) -> Float[Array, "... Q"]:
+        items = self.embedding.items(key, ids).astype(jnp.float32)
+        bias = self.item_bias[...]
+        bias = bias if ids is None else look_up(bias, ids)
+        return jnp.concatenate([items, bias[..., None]], axis=-1)

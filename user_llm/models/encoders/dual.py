@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from user_llm.models.encoders.autoregressive import AutoregressiveEncoder
 from user_llm.models.encoders.base import unit
@@ -25,6 +25,8 @@ class DualEncoder(AutoregressiveEncoder):
     def queries(self, states: Float[Array, "... D"]) -> Float[Array, "... Q"]:
         return unit(self.user_proj(states.astype(jnp.float32)))
 
-    def item_vectors(self, key: Key[Array, ""] | None = None) -> Float[Array, "V Q"]:
-        items = self.embedding.items(key).astype(jnp.float32) * self.embedding.scale
+    def item_vectors(
+        self, key: Key[Array, ""] | None = None, ids: Int[Array, "..."] | None = None
+    ) -> Float[Array, "... Q"]:
+        items = self.embedding.items(key, ids).astype(jnp.float32) * self.embedding.scale
         return unit(items + self.item_tower(items)) / self.config.temperature
