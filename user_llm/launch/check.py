@@ -141,7 +141,10 @@ def jobs(run: Run, mesh: Mesh) -> Iterator[Job]:
     if experiment.finetune.steps:
         lesson, remat = stages.finetuning(run), run.decoder_config.remat
         if lesson.config.steps:
-            batch, operations = shapes.finetuning(run, "user_llm", mesh), cost.finetuning(run)
+            batch, operations = (
+                shapes.finetuning(run, "user_llm", mesh),
+                cost.finetuning(run, "user_llm"),
+            )
             yield Job("finetune", lesson, batch, operations, remat)
 
 
