@@ -23,7 +23,7 @@ from user_llm.launch import check, cost, memory, search
 from user_llm.launch.check import Report
 from user_llm.launch.cost import Time
 from user_llm.launch.hlo import Instruction, Program
-from user_llm.launch.topology import Topology
+from user_llm.launch.topology import CHIPS, Topology
 from user_llm.models.zoo import decoder
 from user_llm.runs import Run
 
@@ -275,6 +275,18 @@ def test_what_the_compiler_lists_is_told(mesh):
     told = memory.too_large_a_step(LISTED, program, mesh(4), 64, remat="dots", parts=2)
     assert told.startswith("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. The")
     assert "8.00 GiB bf16" in told and "remat full" in told and "accumulate 16" in told
+
+
+def test_what_is_more_than_a_chip_holds_does_not_fit_though_it_compiles(monkeypatch):
+    small = CHIPS["v5e"]._replace(hbm=20 * 2**20)
+    monkeypatch.setitem(CHIPS, "v5e", small)
+    experiment = SMALL.model_copy(update={"finetune": FinetuneConfig(steps=0)})
+    (found,) = check.check(experiment, Topology.of(PLACE))
+    assert not found.problem and found.memory.total < small.hbm
+    monkeypatch.setitem(CHIPS, "v5e", small._replace(hbm=found.memory.total - 1))
+    (found,) = check.check(experiment, Topology.of(PLACE))
+    assert found.problem.startswith("It takes more than a chip's 0.0")
+    assert found.rate == 0 and "does NOT fit" in check.table(found)
 
 
 def report(rate, problem=""):

@@ -111,7 +111,7 @@ def table(reports: list[Report]) -> str:
 def line(report: Report) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     layout = f"{mesh}, remat {report.remat}, {report.rows:,} rows"
-    if report.memory is None or report.time is None:
+    if report.memory is None or report.time is None or report.problem:
         return f"{'does not fit':>38}  {layout}"
     figures: Any = report.rate, report.utilisation, report.time.total, report.memory.total / 2**30
     return "{:12,.0f}{:7.1%}{:9.3f}{:10.2f}  ".format(*figures) + layout
