@@ -1,6 +1,7 @@
 """The command line: quick to answer, strict about flags, plain about mistakes."""
 
 import inspect
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ COMMANDS = {
     "data inspect": ["data", "inspect", "datasets/world"],
     "data lamp-from-reviews": ["data", "lamp-from-reviews", "datasets/tiny", "--out", "lamp"],
     "launch render": ["launch", "render", "tiny.py", "--target", "slurm", "--run-dir", "runs/x"],
+    "launch check": ["launch", "check", "tiny.py", "--topology", "v5e:4x4", "--search", "3"],
 }
 
 
@@ -123,6 +125,23 @@ def test_a_run_is_named_after_its_experiment_unless_told(config_file, calls):
         (Path("runs/other"), False),
         (Path("there"), True),
     ]
+
+
+def test_a_check_is_told_where_and_what(config_file, calls):
+    told = ["--topology", "v5e:4x4", "--mesh.fsdp", "16", "--record"]
+    assert cli.main(["launch", "check", config_file, *told]) == 0
+    assert calls[0].pop("experiment").mesh.fsdp == 16
+    wanted = {"topology": "v5e:4x4", "search": 0, "record": True, "config": config_file}
+    assert calls[0] == wanted
+
+
+def test_where_there_is_only_a_tpu_s_compiler_no_tpu_is_looked_for():
+    """Else JAX would, for seconds, and complain of what it does not find."""
+    code = "from user_llm import cli; cli._leave_absent_tpus(); import jax; print(jax.devices())"
+    free = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=free)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("verb", ["run", "pretrain", "finetune"])

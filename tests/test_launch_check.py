@@ -23,7 +23,7 @@ from user_llm.launch import check, cost, memory, search
 from user_llm.launch.check import Report
 from user_llm.launch.cost import Time
 from user_llm.launch.hlo import Instruction, Program
-from user_llm.launch.topology import parse
+from user_llm.launch.topology import CHIPS, parse
 from user_llm.models.zoo import decoder
 from user_llm.runs import Run
 
@@ -60,10 +60,9 @@ def elsewhere(tmp_path_factory):
     """Where data sets are built, and with the optimizations that a real job would have."""
     patch = pytest.MonkeyPatch()
     patch.setattr(check, "DATASETS", tmp_path_factory.mktemp("datasets"))
-    hasty = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", hasty)
+    jax.config.update("jax_disable_most_optimizations", True)  # as everywhere else in the tests
     patch.undo()
 
 
@@ -133,13 +132,15 @@ def run_of(experiment, tmp_path):
     return Run(experiment, tmp_path / "run", check.DATASETS)
 
 
-def test_operations_by_formula_are_those_of_the_program(tmp_path):
+def test_operations_by_formula_are_those_of_the_program(tmp_path, mesh):
     """Of both ways, where every product has a way back but those of what is given."""
-    run = run_of(EXPERIMENT, tmp_path)
-    for job in check.jobs(run, run.mesh):
+    whole = EXPERIMENT.language_model.architecture.model_copy(update={"remat": "none"})
+    model = LanguageModelConfig(architecture=whole)
+    run = run_of(EXPERIMENT.model_copy(update={"language_model": model}), tmp_path)
+    for job in check.jobs(run, mesh()):
         rows, length = job.batch["segments"].shape
-        step, state, _ = job.lesson.compose(run.mesh)
-        with jax.set_mesh(run.mesh):
+        step, state, _ = job.lesson.compose(mesh())
+        with jax.set_mesh(mesh()):
             program = products(step, state, job.batch, jax.random.key(0))
         assert rows * job.operations == pytest.approx(program, rel=0.25), job.name
         assert length == (16 if job.name == "pretrain" else 8)
@@ -214,7 +215,7 @@ def test_a_state_that_does_not_fit_is_told_with_its_largest_arrays():
 
 
 def test_a_state_that_more_splitting_would_hold_says_so():
-    wide = DECODER.model_copy(update={"vocab_size": 2**21})  # 6 GiB in each of two tables
+    wide = DECODER.model_copy(update={"vocab_size": 2**22})  # 12 GiB in each of two tables
     experiment = SMALL.model_copy(
         update={
             "language_model": LanguageModelConfig(architecture=wide),
@@ -222,7 +223,7 @@ def test_a_state_that_more_splitting_would_hold_says_so():
         }
     )
     (report,) = check.check(experiment, parse(PLACE))
-    assert "--mesh.fsdp 2 leaves" in report.problem and "embed_tokens" in report.problem
+    assert "--mesh.fsdp 4 leaves" in report.problem and "embed_tokens" in report.problem
 
 
 def test_a_step_that_does_not_fit_is_told_with_what_it_keeps():
@@ -237,7 +238,7 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_keeps():
     )
     (report,) = check.check(experiment, parse(PLACE))
     assert "exceeds available HBM (15.75G)" in report.problem
-    assert "kept of all layers" in report.problem and "[2,1048576,512]" in report.problem
+    assert "kept of all layers" in report.problem and "[2,1,16384,256,512]" in report.problem
     assert "remat full" in report.problem and "accumulate 4096" in report.problem
 
 
@@ -274,6 +275,18 @@ def test_what_the_compiler_lists_is_told(mesh):
     told = memory.too_large_a_step(LISTED, program, mesh(4), 64, remat="dots", parts=2)
     assert told.startswith("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. The")
     assert "8.00 GiB bf16" in told and "remat full" in told and "accumulate 16" in told
+
+
+def test_what_is_more_than_a_chip_holds_does_not_fit_though_it_compiles(monkeypatch):
+    small = replace(CHIPS["v5e"], hbm=20 * 2**20)
+    monkeypatch.setitem(CHIPS, "v5e", small)
+    experiment = SMALL.model_copy(update={"finetune": FinetuneConfig(steps=0)})
+    (found,) = check.check(experiment, parse(PLACE))
+    assert not found.problem and found.memory.total < small.hbm
+    monkeypatch.setitem(CHIPS, "v5e", replace(small, hbm=found.memory.total - 1))
+    (found,) = check.check(experiment, parse(PLACE))
+    assert found.problem.startswith("It takes more than a chip's 0.0")
+    assert found.rate == 0 and "does NOT fit" in check.table(found)
 
 
 def report(rate, problem=""):

@@ -15,7 +15,7 @@ from user_llm.models.user_llm import UserLLM
 from user_llm.training import losses
 
 SYSTEM = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
-BATCH = random_batch(0, (6, 2, 3, 6))
+BATCH = jax.tree.map(jnp.asarray, random_batch(0, (6, 2, 3, 6)))
 POLICIES = ("full", "dots", "none")
 
 

@@ -22,7 +22,7 @@ from user_llm.config import Experiment
 from user_llm.evaluation import records
 from user_llm.launch import cost, memory, shapes
 from user_llm.launch.cost import Time
-from user_llm.launch.hlo import Program
+from user_llm.launch.hlo import Collective, Program
 from user_llm.launch.memory import Memory
 from user_llm.launch.topology import GIB, Topology, parse
 from user_llm.runs import Run
@@ -68,7 +68,9 @@ class Report(NamedTuple):
     @property
     def rate(self) -> float:
         """Tokens or events a second, on all chips; 0 where it does not fit."""
-        return self.rows * self.length / self.time.total if self.time else 0.0
+        if self.time is None or self.problem:
+            return 0.0
+        return self.rows * self.length / self.time.total
 
     @property
     def utilisation(self) -> float:
@@ -80,7 +82,7 @@ class Report(NamedTuple):
     @property
     def metrics(self) -> dict[str, float]:
         """What a record keeps."""
-        if self.memory is None or self.time is None:
+        if self.memory is None or self.time is None or self.problem:
             return {"fits": 0.0}
         found = {f"hbm_gib/{kind}": x / GIB for kind, x in self.memory._asdict().items()}
         found["hbm_gib/total"] = self.memory.total / GIB
@@ -164,7 +166,10 @@ def jobs(run: Run, mesh: Mesh) -> Iterator[Job]:
     if experiment.finetune.steps:
         lesson, remat = stages.finetuning(run), run.decoder_config.remat
         if lesson.config.steps:
-            batch, operations = shapes.finetuning(run, "user_llm", mesh), cost.finetuning(run)
+            batch, operations = (
+                shapes.finetuning(run, "user_llm", mesh),
+                cost.finetuning(run, "user_llm"),
+            )
             yield Job("finetune", lesson, batch, operations, remat)
 
 
@@ -191,6 +196,12 @@ def compiled(job: Job, topology: Topology, mesh: Mesh) -> Report:
     if problem := memory.too_large_a_state(state, job.batch, topology):
         return report(problem)
     log.info("compiling %s for %s, which takes minutes", job.name, topology.name)
+
+    def too_large(message: str) -> str:
+        program, rows = traced.jaxpr.jaxpr, config.batch_size
+        layout = {"remat": job.remat, "parts": config.accumulate}
+        return memory.too_large_a_step(message, program, mesh, rows, **layout)
+
     with jax.set_mesh(mesh):
         traced = step.trace(state, job.batch, jax.eval_shape(jax.random.key, 0))
         try:
@@ -198,23 +209,29 @@ def compiled(job: Job, topology: Topology, mesh: Mesh) -> Report:
         except JaxRuntimeError as error:
             if EXHAUSTED not in str(error):
                 raise
-            options = {"remat": job.remat, "parts": config.accumulate}
-            return report(
-                memory.too_large_a_step(
-                    str(error), traced.jaxpr.jaxpr, mesh, config.batch_size, **options
-                )
-            )
+            return report(too_large(str(error)))
     program, devices = Program(made.as_text()), list(mesh.devices.flat)
-    counts, sent = Counter[str](), Counter[str]()
-    for one in program.collectives(len(devices)):
-        counts[one.kind] += one.times
-        sent[one.kind] += one.times * one.sent
+    taken = Memory.of(state, job.batch, made, program.kept())
+    # The compiler looks at what the program needs beside its arguments.
+    room, problem = topology.chip.hbm, ""
+    if taken.total > room:
+        problem = too_large(f"It takes more than a chip's {room / GIB:.2f} GiB.")
     return report(
-        memory=Memory.of(state, job.batch, made, program.kept()),
-        collectives={kind: (counts[kind], sent[kind]) for kind in sorted(counts)},
+        problem,
+        memory=taken,
+        collectives=summed(program.collectives(len(devices))),
         time=cost.estimate(program, topology, devices),
         operations=job.operations * config.batch_size / topology.chips,
     )
+
+
+def summed(collectives: list[Collective]) -> dict[str, tuple[int, int]]:
+    """By kind, how many there are in a step and the bytes that a chip sends in them."""
+    counts, sent = Counter[str](), Counter[str]()
+    for one in collectives:
+        counts[one.kind] += one.times
+        sent[one.kind] += one.times * one.sent
+    return {kind: (counts[kind], sent[kind]) for kind in sorted(counts)}
 
 
 def table(report: Report) -> str:
@@ -232,7 +249,8 @@ def table(report: Report) -> str:
     lines += ["", f"{'HBM of a chip':20}{'GiB':>9}"]
     lines += [f"{kind:20}{x / GIB:9.2f}" for kind, x in report.memory._asdict().items()]
     total = report.memory.total / GIB
-    lines += [f"{'in all':20}{total:9.2f} of {place.chip.hbm / GIB:.2f}: fits"]
+    fits = f"does NOT fit: {report.problem}" if report.problem else "fits"
+    lines += [f"{'in all':20}{total:9.2f} of {place.chip.hbm / GIB:.2f}: {fits}"]
     lines += ["", f"{'collectives':20}{'count':>9}{'GiB sent by a chip':>22}"]
     lines += [
         f"{kind:20}{count:9,}{sent / GIB:22.2f}"

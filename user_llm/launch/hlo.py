@@ -28,6 +28,7 @@ SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 CALLED = re.compile(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 BRANCH = re.compile(r"\b(?:true|false)_computation=%?([\w.\-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 MESH = re.compile(
     r"replica_groups=mesh\[(?P<sizes>[^\]]*)\]"
@@ -43,8 +44,8 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        bits = re.search(r"\d+$", self.dtype)
-        width = WIDTHS.get(self.dtype) or (int(bits[0]) / 8 if bits else 0)
+        bits = re.match(r"[a-z]+(\d+)", self.dtype)
+        width = WIDTHS.get(self.dtype) or (int(bits[1]) / 8 if bits else 0)
         return int(prod(self.dims) * width)
 
 
@@ -149,7 +150,12 @@ class Program:
         return sum(t * one.cycles for name, t in within for one in self.computations[name])
 
     def trips(self, computation: str, loop: Instruction) -> int:
-        """How often a loop of a computation runs that counts up to a constant; else 1."""
+        """How often a loop of a computation runs that counts up to a constant; else 1.
+
+        For CPUs the compiler says so itself, for TPUs it is to be seen.
+        """
+        if known := TRIPS.search(loop.attributes):
+            return int(known[1])
         condition = self._by_name(loop.called["condition"])
         root = next(x for x in condition.values() if x.root)
         if root.opcode != "compare" or "direction=LT" not in root.attributes:

@@ -159,8 +159,8 @@ def too_large_a_step(
     if mesh.shape["tensor"] == 1:
         helps.append("--mesh.tensor 2 or more")
     helps.append("fewer max_tokens")
-    reason = message.partition(": Ran")[2].partition("\n")[0].strip()
-    return f"Ran {reason} The largest: {told}. What helps: {'; '.join(helps)}"
+    reason = message.partition("\n")[0].rpartition("RESOURCE_EXHAUSTED: ")[2].strip()
+    return f"{reason} The largest: {told}. What helps: {'; '.join(helps)}"
 
 
 def allocations(message: str) -> list[Large]:

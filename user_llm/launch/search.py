@@ -79,18 +79,19 @@ def rough(
 ) -> tuple[float, ...]:
     """Seconds a token, about; before them, whether the layout is likely not to fit.
 
-    Operations beside the weights' way over the links, of which the longer one counts, and the way
-    of what `tensor` splits, which nothing hides.
+    Operations beside the weights' way over the links, of which the longer one counts and a tenth of
+    the other, and the way of what `tensor` splits, which nothing hides.
     """
     decoder, chip, mesh = experiment.language_model.architecture, topology.chip, layout.mesh
     rows = layout.rows / (mesh.data * mesh.fsdp)
     tokens = rows * experiment.finetune.max_tokens
     computing = 6 * weights * tokens * AGAIN[layout.remat] / mesh.tensor / chip.flops
     links = 2 * chip.axes * chip.link
-    gathering = 3 * 2 * weights / mesh.tensor / links if mesh.fsdp > 1 else 0.0
-    reducing = 2 * 2 * weights / mesh.tensor / mesh.fsdp / links if mesh.data > 1 else 0.0
+    moved = 3 * (1 - 1 / mesh.fsdp) + 2 / mesh.fsdp * (1 - 1 / mesh.data)  # times all weights
+    moving = moved * 2 * weights / mesh.tensor / links
     split = 2 * decoder.hidden_size * tokens * 8 * decoder.num_hidden_layers / links
-    seconds = max(computing, gathering + reducing) + (split if mesh.tensor > 1 else 0.0)
+    seconds = max(computing, moving) + 0.1 * min(computing, moving)
+    seconds += split if mesh.tensor > 1 else 0.0
     inputs = 2 * decoder.hidden_size
     inner = 2 * (decoder.num_attention_heads + decoder.num_key_value_heads) * decoder.head_dim
     products = 2 * (inner + 2 * decoder.intermediate_size + decoder.hidden_size) / mesh.tensor
@@ -110,7 +111,7 @@ def table(reports: list[Report]) -> str:
 def line(report: Report) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     layout = f"{mesh}, remat {report.remat}, {report.rows:,} rows"
-    if report.memory is None or report.time is None:
+    if report.memory is None or report.time is None or report.problem:
         return f"{'does not fit':>38}  {layout}"
     figures: Any = report.rate, report.utilisation, report.time.total, report.memory.total / 2**30
     return "{:12,.0f}{:7.1%}{:9.3f}{:10.2f}  ".format(*figures) + layout

@@ -289,14 +289,16 @@ class Decoder(nnx.Module):
                 return jax.lax.cond(slides, each[1], each[0], x), None
             return block(x, *views.of(slides if alike is None else alike))[0], None
 
-        def group(x, blocks_and_cross):
-            blocks, slides, cross = blocks_and_cross
-            x, _ = jax.lax.scan(layer, x, (blocks, slides))
-            if cross is None or memory is None:
-                return x, None
+        @REMAT[self.config.remat]
+        def crossed(x, cross, memory):
             keys_values = cross.keys_values(memory)
             weights = cross.weights(x, keys_values, memory.mask) if look else None
             return cross(x, keys_values, memory.mask), weights
+
+        def group(x, blocks_and_cross):
+            blocks, slides, cross = blocks_and_cross
+            x, _ = jax.lax.scan(layer, x, (blocks, slides))
+            return (x, None) if cross is None or memory is None else crossed(x, cross, memory)
 
         cross = None if memory is None else self.cross
         slides = jnp.array(slides).reshape(self.groups, -1)
