@@ -12,6 +12,7 @@ class Config(BaseModel):
 
 
 Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["full", "dots", "none"]
 Protocol = Literal["stable_leave_one_out", "sasrec_file", "last_ten", "by_time", "by_file"]
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]

@@ -11,6 +11,7 @@ from user_llm.config.base import (
     Dtype,
     EncoderKind,
     Fusion,
+    Remat,
     Retrieval,
     Strategy,
     Stream,
@@ -176,6 +177,9 @@ class DecoderConfig(Config):
     tie_word_embeddings: bool = True
     dtype: Dtype = "float32"  # of the activations
     param_dtype: Dtype = "float32"  # of the weights at rest
+    # What training keeps of each layer for the way back, where the rest is made anew: its input
+    # alone (`full`), what its products and its attention give as well (`dots`), or all (`none`).
+    remat: Remat = "full"
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -249,7 +253,7 @@ class LanguageModelConfig(Config):
     weights: str = ""  # a folder, below $USER_LLM_DATA unless absolute
     from_run: str = ""  # the folder of a run whose language model this is
     from_stage: Literal["warmup", "finetune"] = "warmup"  # which of its stages has trained it
-    architecture: DecoderConfig = DecoderConfig()  # with the others, only its dtypes are read
+    architecture: DecoderConfig = DecoderConfig()  # of the others, dtypes and remat alone
     corpora: tuple[DataConfig, ...] = ()  # further data sets, of them the training events
     reviews: PositiveInt = 10_000  # events of each data set whose reviews it reads at most
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of the texts that only judges

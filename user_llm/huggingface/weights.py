@@ -193,7 +193,7 @@ def _refuse_unsaid(folder: str | Path, config: DecoderConfig) -> None:
     """Refuses a config of which its family's `config.json` cannot say all."""
 
     def told(config: DecoderConfig) -> dict[str, Any]:
-        free = {"dtype", "param_dtype", "layer_types"}
+        free = {"dtype", "param_dtype", "remat", "layer_types"}
         return config.model_dump(exclude=free) | {"slides": config.slides}
 
     with TemporaryDirectory() as place:

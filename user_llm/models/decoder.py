@@ -21,7 +21,15 @@ from user_llm.models.attention import (
 )
 from user_llm.models.blocks import Block
 from user_llm.models.families import FAMILIES
-from user_llm.models.layers import NO_LORA, Linear, Memory, RMSNorm, ServedLinear, times_rows
+from user_llm.models.layers import (
+    NO_LORA,
+    REMAT,
+    Linear,
+    Memory,
+    RMSNorm,
+    ServedLinear,
+    times_rows,
+)
 from user_llm.sharding import axes, constrain, platform
 
 
@@ -273,7 +281,7 @@ class Decoder(nnx.Module):
         views, slides = self.views(np.arange(x.shape[1])[None]), self.config.slides
         alike = slides[0] if len(set(slides)) == 1 else None
 
-        @jax.checkpoint
+        @REMAT[self.config.remat]
         def layer(x, block_and_slides):
             block, slides = block_and_slides
             if alike is None and platform() != "cpu":  # whose kernels must know their window

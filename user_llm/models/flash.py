@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from user_llm.models.layers import ATTENDED
 from user_llm.sharding import on_shards, placed, platform
 
 SHORTEST = 128  # tokens; shorter texts have few scores, and on TPU a block would be mostly padding
@@ -66,6 +67,7 @@ def splash(q, k, v, *, window, softcap=None, interpret=False):
         kernels.MultiHeadMask([mask] * q.shape[1]),
         block_sizes=sizes,
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
     return jax.vmap(attend)(q * q.shape[3] ** -0.5, k, v)[:, :, :length]

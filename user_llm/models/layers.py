@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from user_llm.config import LoRAConfig
+from user_llm.config import LoRAConfig, Remat
 from user_llm.sharding import axes, platform
 
 NO_LORA = LoRAConfig()
@@ -21,6 +21,19 @@ DRAWN = "drawn"
 rematerialized = partial(
     jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(DRAWN)
 )
+ATTENDED = "attended"  # what an attention kernel gives and needs again on the way back
+# By the policy of a decoder's config; products of single weights are those without a batch.
+REMAT: dict[Remat, Callable] = {
+    "full": jax.checkpoint,
+    "dots": partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(ATTENDED),
+        ),
+    ),
+    "none": lambda layer: layer,
+}
 
 
 class Memory(NamedTuple):
