@@ -27,6 +27,7 @@ from user_llm.evaluation import (
     records,
     rectools,
     report,
+    training_benchmark,
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
@@ -179,6 +180,18 @@ def benchmark_difference(folder: Path, rounds: int, record: Path | None) -> None
     print(difference_benchmark.table(result))
     if record is not None:
         keep(result, difference_benchmark.metrics(result), record, time.perf_counter() - started)
+
+
+def benchmark_training(
+    folder: Path, decoder: list[str] | None, steps: int, rounds: int, record: Path | None
+) -> None:
+    """Times a decoder's training, with users and without, beside transformers; prints the table."""
+    started = time.perf_counter()
+    decoders = decoder or tuple(training_benchmark.DECODERS)
+    result = training_benchmark.benchmark(folder, decoders=decoders, steps=steps, rounds=rounds)
+    print(training_benchmark.table(result))
+    if record is not None:
+        keep(result, training_benchmark.metrics(result), record, time.perf_counter() - started)
 
 
 def keep(result: dict, figures: dict[str, dict[str, float]], folder: Path, seconds: float) -> None:

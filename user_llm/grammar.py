@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
     difference = add("benchmark difference", "time training with differences", benchmark_verbs)
+    training = add("benchmark training", "time a decoder's training", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
         (inference, "inference"),
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         (decode, "decode"),
         (catalog, "catalog"),
         (difference, "difference"),
+        (training, "training"),
         (int8, "int8"),
     ):
         sub.add_argument(
@@ -99,6 +101,8 @@ def parser() -> argparse.ArgumentParser:
         (decode, "--rounds", 3, rounds),
         (catalog, "--rounds", 15, "in which each step is timed; the fastest one counts"),
         (difference, "--rounds", 15, "steps of each system; the fastest one counts"),
+        (training, "--steps", 8, "that each process is timed for; of them the middle one counts"),
+        (training, "--rounds", 2, rounds),
     ):
         text += " (default: %(default)s)"
         sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
@@ -126,7 +130,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)",
     )
-    for sub in (inference, decode, catalog, difference):
+    training.add_argument(
+        "--decoder",
+        nargs="+",
+        metavar="NAME",
+        help="3m, 134m, or shapes that `user-llm zoo` lists (default: 3m 134m)",
+    )
+    for sub in (inference, decode, catalog, difference, training):
         sub.add_argument(
             "--record",
             type=Path,
