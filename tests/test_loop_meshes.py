@@ -1,18 +1,20 @@
 """The step on one device and on eight: the same losses, everything split, nothing made twice."""
 
+import json
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import systems_trained
+from jobs_made import Job
 from systems_made import CASES
+from systems_trained import TX, train
 
-from user_llm.config import OptimConfig
-from user_llm.sharding import batch_sharding
-from user_llm.training.loop import make_train_step, placement, setup
-from user_llm.training.optim import make_optimizer
+from user_llm.training.loop import placement, setup
 
-TX = make_optimizer(OptimConfig(), steps=20)
 SHAPES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2", "4x2x1", "2x1x4", "1x2x4", "1x4x2")
 QUICK = (
     ("2x2x2", "autoregressive"),
@@ -21,46 +23,6 @@ QUICK = (
     ("2x2x2", "full"),
     ("1x2x4", "lanes"),
 )
-STEPS = 20
-
-
-def random_state(abstract, norms):
-    """The same start on every mesh, without a compilation: parameters random, moments zero.
-
-    Norms do about nothing, as at a real start: of larger ones a step amplifies what is rounded.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, x):
-        keys = [getattr(part, "key", "") for part in path]
-        parameter = path[0].name in ("trained", "frozen", "average")
-        around = (norms if "decoder" in keys else 1.0) if keys[-1] == "weight" else 0.0
-        if not jnp.issubdtype(x.dtype, jnp.floating):  # of what is known of items
-            values = rng.integers(0, 2, x.shape) * parameter
-        else:
-            values = rng.normal(around, 0.2, x.shape) if parameter else np.zeros(x.shape)
-        return jax.device_put(values.astype(x.dtype), x.sharding)
-
-    return jax.tree.map_with_path(draw, abstract)
-
-
-def train(case, mesh):
-    """The losses of twenty steps, and the state after them."""
-    average = 0.9 if case.startswith("autoregressive") else 0.0
-    make_model, loss, moved, batch, norms = CASES[case]
-    graphdef, abstract, _ = setup(make_model, TX, moved, mesh, averaged=average > 0)
-    state, key = random_state(abstract, norms), jax.random.key(0)
-    train_step = make_train_step(graphdef, loss, TX, abstract, average=average)
-    batch, found = jax.device_put(batch, batch_sharding(mesh)), []
-    with jax.set_mesh(mesh):
-        for _ in range(STEPS):
-            before = jax.tree.leaves(state)
-            state, metrics = train_step(state, batch, key)
-            found.append(float(metrics["loss"]))
-            assert all(x.is_deleted() for x in before), "the old state is not donated"
-    assert train_step._cache_size() == 1, "the step was compiled more than once"
-    assert placement(state) == placement(abstract)
-    return found, state
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +70,9 @@ def check(shape, case, single, mesh, capfd):
         assert placement(tree) == placement(state.trained)
     _, fsdp, tensor = map(int, shape.split("x"))
     trees = {"trained": state.trained, "mu": adam.mu, "nu": adam.nu}
-    trees |= {"frozen": state.frozen, "average": state.average}
+    # What is known of items has no columns to split.
+    weights = [x for x in jax.tree.leaves(state.frozen) if jnp.issubdtype(x.dtype, jnp.floating)]
+    trees |= {"frozen": weights, "average": state.average}
     for name, tree in trees.items():
         if jax.tree.leaves(tree):  # at most a quarter of it is held whole, such as norms
             split = 1 / (fsdp * tensor)
@@ -124,6 +88,19 @@ def test_losses_are_the_same_on_any_mesh_and_the_state_is_split(shape, case, sin
 @pytest.mark.parametrize(("shape", "case"), places(quick=False))
 def test_every_system_trains_alike_on_every_mesh(shape, case, single, mesh, capfd):
     check(shape, case, single, mesh, capfd)
+
+
+@pytest.mark.slow
+def test_every_system_trains_alike_in_two_processes(single, tmp_path):
+    out = tmp_path / "losses.json"
+    job = Job([sys.executable, systems_trained.__file__, str(out), "2x2x2"], count=2, devices=8)
+    for code, said in job.end():
+        assert code == 0, said
+        assert "rematerialization" not in said
+    found = json.loads(out.read_text())
+    assert [*found] == [*CASES]
+    for case, losses in found.items():
+        np.testing.assert_allclose(losses, single(case), rtol=1e-4, err_msg=case)
 
 
 def test_a_split_start_is_that_of_one_device(mesh):

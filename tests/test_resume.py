@@ -7,14 +7,13 @@ import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import runs_made
+from jobs_made import Job
 
 from user_llm.training import tracking
 from user_llm.training.watchdog import PEER_LOST, STUCK
@@ -23,36 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = runs_made.EXPERIMENT.pretrain.steps
 DEVICES = 4  # of all processes together
 KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
-class Job:
-    """The processes of one job, which train together."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], count: int):
-        own = {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
-        if count > 1:
-            own["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
-            own["JAX_NUM_PROCESSES"] = str(count)
-        self.processes = [
-            subprocess.Popen(
-                command, env=environment | own | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE
-            )
-            for i in range(count)
-        ]
-
-    def running(self) -> bool:
-        return all(process.poll() is None for process in self.processes)
-
-    def end(self) -> list[tuple[int, str]]:
-        """The exit codes, and what was said."""
-        said = [process.communicate()[1].decode()[-3000:] for process in self.processes]
-        return [(one.returncode, text) for one, text in zip(self.processes, said, strict=True)]
 
 
 class Training:
@@ -67,7 +36,7 @@ class Training:
         self.environment = os.environ | cache | always
 
     def start(self, count: int = 1) -> Job:
-        return Job(self.command, self.environment, count)
+        return Job(self.command, count, DEVICES, self.environment)
 
     def finish(self, count: int = 1) -> None:
         for code, said in self.start(count).end():

@@ -11,7 +11,7 @@ from user_llm.config import DIFFERENCE, TEXT_VECTOR, DifferenceConfig
 from user_llm.models.blocks import gelu
 from user_llm.models.layers import Linear, Memory
 from user_llm.models.perceiver import Perceiver
-from user_llm.sharding import axes
+from user_llm.sharding import axes, constrain
 
 CLAMP = 1e-6  # of mean activations, whose logarithms are taken
 
@@ -110,7 +110,8 @@ class SparseTokens(nnx.Module):
         return Memory(aligned.reshape(*shape, aligned.shape[-1]), mask.reshape(shape))
 
     def code(self, x: Float[Array, "... D"]) -> Float[Array, "... C"]:
-        return gelu(self.encode_proj(x))
+        # Split by `mlp` on a mesh of all three axes, XLA's partitioner got its gradient wrong.
+        return gelu(constrain(self.encode_proj(x), "batch", None, None))
 
     def own_loss(self, *kinds: Rows) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """How ill vectors are rebuilt of their codes, and how far these are from sparse.
