@@ -132,8 +132,13 @@ def test_a_check_is_told_where_and_what(config_file, calls):
     told = ["--topology", "v5e:4x4", "--mesh.fsdp", "16", "--record"]
     assert cli.main(["launch", "check", config_file, *told]) == 0
     assert calls[0].pop("experiment").mesh.fsdp == 16
-    wanted = {"topology": "v5e:4x4", "search": 0, "record": True, "config": config_file}
-    assert calls[0] == wanted
+    assert calls[0] == {
+        "topology": "v5e:4x4",
+        "search": 0,
+        "record": True,
+        "config": config_file,
+        "overrides": ["--mesh.fsdp", "16"],
+    }
 
 
 def test_where_there_is_only_a_tpu_s_compiler_no_tpu_is_looked_for():

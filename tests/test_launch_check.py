@@ -1,6 +1,7 @@
 """Steps compiled for TPUs that are not there: what they take, and what is said if that is much."""
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -190,9 +191,13 @@ def test_collectives_take_time_that_computing_does_not_hide():
     assert spent.waiting == pytest.approx(turns * gathering - spent.hidden + 54 / (2 * 50e9))
 
 
-def test_a_mesh_that_does_not_fit_is_refused():
-    experiment = SMALL.model_copy(update={"mesh": MeshConfig(data=3)})
-    with pytest.raises(ValueError, match="does not fit 4 devices"):
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [(MeshConfig(data=3), "does not fit 4 devices"), (MeshConfig(slices=2), "--mesh.slices 1")],
+)
+def test_a_mesh_that_does_not_fit_is_refused(mesh, told):
+    experiment = SMALL.model_copy(update={"mesh": mesh})
+    with pytest.raises(ValueError, match=told):
         list(check.check(experiment, parse(PLACE)))
 
 
@@ -278,12 +283,12 @@ def test_what_the_compiler_lists_is_told(mesh):
 
 
 def test_what_is_more_than_a_chip_holds_does_not_fit_though_it_compiles(monkeypatch):
-    small = replace(CHIPS["v5e"], hbm=20 * 2**20)
+    small = replace(CHIPS["v5e"], hbm=20.0 * 2**20)
     monkeypatch.setitem(CHIPS, "v5e", small)
     experiment = SMALL.model_copy(update={"finetune": FinetuneConfig(steps=0)})
     (found,) = check.check(experiment, parse(PLACE))
     assert not found.problem and found.memory.total < small.hbm
-    monkeypatch.setitem(CHIPS, "v5e", replace(small, hbm=found.memory.total - 1))
+    monkeypatch.setitem(CHIPS, "v5e", replace(small, hbm=found.memory.total - 1.0))
     (found,) = check.check(experiment, parse(PLACE))
     assert found.problem.startswith("It takes more than a chip's 0.0")
     assert found.rate == 0 and "does NOT fit" in check.table(found)
@@ -333,7 +338,7 @@ def test_layouts_use_every_chip_and_the_likely_ones_fit():
 def test_the_command_says_what_is_wrong(capsys):
     config = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
     assert cli.main(["launch", "check", config, "--topology", "v5e:5x5"]) == 2
-    assert "take even sizes" in capsys.readouterr().err
+    assert "v5e has slices of" in capsys.readouterr().err
     told = ["--topology", PLACE, "--mesh.fsdp", "3"]
     assert cli.main(["launch", "check", config, *told]) == 2
     assert "does not fit 4 devices" in capsys.readouterr().err

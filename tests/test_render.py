@@ -29,6 +29,7 @@ TARGETS = {
     "slurm": {"run_dir": "runs/x", "nodes": 2, "gpus": "h100:8"},
     "skypilot": {**CLOUD, "nodes": 2, "gpus": "H100:8"},
 }
+TWO = MeshConfig(slices=2)
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 STRANGE = TEXT | st.sampled_from(
     [
@@ -101,7 +102,7 @@ def expanded(text: str) -> str:
         {"gpus": ""},
         {"gpus": "nvidia-h100-80gb:8"},
         {"gpus": "", "nodes": 1, "tpu": "v5e:2x4"},
-        {"gpus": "", "nodes": 1, "tpu": "v5p:8x8x16", "slices": 4},
+        {"gpus": "", "nodes": 1, "tpu": "v5p:8x8x16", "mesh": MeshConfig(slices=4)},
     ],
     ids=str,
 )
@@ -129,7 +130,7 @@ def worker(tree: dict) -> dict:
 
 
 def test_a_tpu_slice_fills_a_job_of_a_jobset():
-    tree = rendered(job("jobset", gpus="", nodes=1, tpu="v5e:16x16", slices=2, grace=77))
+    tree = rendered(job("jobset", gpus="", nodes=1, tpu="v5e:16x16", mesh=TWO, grace=77))
     replicated = tree["spec"]["replicatedJobs"][0]
     each = replicated["template"]["spec"]
     assert (replicated["replicas"], each["parallelism"], each["completions"]) == (2, 64, 64)
@@ -367,8 +368,8 @@ def test_what_was_compiled_is_kept_beside_the_run_unless_told(run_dir, cache):
         ("jobset", {"tpu": "v5e:4x4", "gpus": ""}, "leave out --nodes"),
         ("jobset", {"tpu": "v5e:4x4", "nodes": 1}, "leave out --nodes and --gpus"),
         ("slurm", {"tpu": "v5e:4x4", "gpus": "", "nodes": 1}, "leave out --topology"),
-        ("jobset", {"slices": 2}, "--slices joins TPU slices"),
-        ("jobset", {"tpu": "v5e:2x2", "gpus": "", "nodes": 1, "slices": 2}, "several hosts"),
+        ("skypilot", {"tpu": "v5e:4x4", "gpus": "", "nodes": 1, "mesh": TWO}, "in a JobSet alone"),
+        ("jobset", {"tpu": "v5e:2x2", "gpus": "", "nodes": 1, "mesh": TWO}, "several hosts"),
         ("jobset", {"mesh": MeshConfig(fsdp=3)}, "does not fit 16 devices"),
         ("slurm", {"mesh": MeshConfig(data=4, tensor=2)}, "does not fit 16 devices"),
         ("jobset", {"name": "a_b"}, "no DNS label; give one by --name"),

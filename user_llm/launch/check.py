@@ -147,6 +147,11 @@ def check(experiment: Experiment, topology: Topology) -> Iterator[Report]:
     Raises:
       ValueError: the mesh does not fit the topology or the batch, or there is nothing to train.
     """
+    if experiment.mesh.slices > 1:
+        raise ValueError(
+            "a check is of one slice; give the mesh of one of them, with --mesh.slices 1: between "
+            "slices only gradients travel, once a step"
+        )
     devices = topology.devices()
     mesh = make_mesh(experiment.mesh, devices)
     with TemporaryDirectory() as folder:

@@ -49,7 +49,7 @@ class Job(Config):
     env: dict[str, Text] = Field(default={})
     image: str = ""  # of containers; on SLURM, empty: what is installed
     tpu: str = ""  # a slice such as v5e:16x16
-    slices: PositiveInt = 1
+    slices: PositiveInt = 1  # of TPUs, as the mesh says
     nodes: PositiveInt = 1  # without TPUs
     gpus: str = ""  # of each node: their number, or the cluster's name for them, a colon and it
     grace: int = Field(default=300, ge=1, le=65_535)  # seconds from SIGTERM to SIGKILL
@@ -105,8 +105,8 @@ class Job(Config):
             )
         if self.tpu and self.target == "slurm":
             raise ValueError("SLURM is not asked for TPUs here; leave out --topology")
-        if self.slices > 1 and not (self.target == "jobset" and self.tpu and self.hosts > 1):
-            raise ValueError("--slices joins TPU slices of several hosts, in a JobSet alone")
+        if self.slices > 1 and not (self.target == "jobset" and self.hosts > 1):
+            raise ValueError("--mesh.slices joins TPU slices of several hosts, in a JobSet alone")
         if self.target == "skypilot" and self.gpus and not self.gpu_kind:
             raise ValueError(f"SkyPilot wants to know which GPUs; write --gpus H100:{self.gpus}")
         return self

@@ -36,8 +36,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--run-dir", required=True, metavar="DIR", help="where the run is kept: gs://bucket/run")
     add("--name", help="of the job, a DNS label (default: the experiment's, with - for _)")
     add("--image", default="", help="of the containers; see launch/Dockerfile")
-    add("--topology", dest="tpu", default="", metavar="TPU", help="a slice, such as v5e:16x16")
-    add("--slices", type=int, default=1, metavar="N", help="TPU slices of a JobSet (default: 1)")
+    slices = "a slice, such as v5e:16x16; of a JobSet, --mesh.slices so many"
+    add("--topology", dest="tpu", default="", metavar="TPU", help=slices)
     add("--nodes", type=int, default=1, metavar="N", help="hosts without TPUs (default: 1)")
     kinds = "of each node: a number, or the cluster's name for their kind and a number: H100:8"
     add("--gpus", default="", metavar="[KIND:]N", help=kinds)
@@ -96,6 +96,7 @@ def job(
             command=("user-llm", verb, config, "--run-dir", run_dir, *overrides),
             run_dir=run_dir,
             env=dict(one.split("=", 1) for one in env),
+            slices=experiment.mesh.slices if told.get("tpu") else 1,
             **told,
         )
     except ValidationError as error:
