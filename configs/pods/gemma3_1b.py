@@ -26,7 +26,7 @@ from user_llm.models.zoo import decoder, encoder
 def config() -> Experiment:
     return Experiment(
         name="gemma3_1b",
-        mesh=MeshConfig(data=1, fsdp=16),
+        mesh=MeshConfig(data=4, fsdp=4),
         data=DataConfig(name="world"),
         encoder=encoder("base", window=200, dtype="bfloat16"),
         language_model=LanguageModelConfig(
