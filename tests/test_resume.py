@@ -1,6 +1,7 @@
 """A training that is killed and taken up again ends, bit by bit, as if nothing had happened.
 
-`USER_LLM_KILLS=50` kills it so often, alone and with two processes, instead of a few times.
+`USER_LLM_KILLS=50` kills it so often, alone and with two processes, instead of a few times, and
+with `pytest -s` tells where in its life each kill met it.
 """
 
 import json
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,11 @@ from user_llm.training import tracking
 from user_llm.training.watchdog import PEER_LOST, STUCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-STEPS = runs_made.EXPERIMENT.pretrain.steps
 DEVICES = 4  # of all processes together
 KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
+AHEAD = 4  # steps that a killed job is given to make, and about two more before it is dead
+STEPS = max(30, 7 * KILLS)  # so that no kill comes too late
+MOMENTS = ("start-up", "step", "save")  # at which a job is killed
 
 
 def free_port() -> int:
@@ -35,6 +39,7 @@ class Job:
     """The processes of one job, which train together."""
 
     def __init__(self, command: list[str], environment: dict[str, str], count: int):
+        self.began = time.time()
         own = {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
         if count > 1:
             own["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
@@ -49,6 +54,11 @@ class Job:
     def running(self) -> bool:
         return all(process.poll() is None for process in self.processes)
 
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        assert [code for code, _ in self.end()] == [-signal.SIGKILL] * len(self.processes)
+
     def end(self) -> list[tuple[int, str]]:
         """The exit codes, and what was said."""
         said = [process.communicate()[1].decode()[-3000:] for process in self.processes]
@@ -60,7 +70,8 @@ class Training:
 
     def __init__(self, folder: Path, shared: Path):
         self.stage = folder / "pretrain"
-        self.command = [sys.executable, runs_made.__file__, str(folder), str(shared / "data")]
+        arguments = [str(folder), str(shared / "data"), str(STEPS)]
+        self.command = [sys.executable, runs_made.__file__, *arguments]
         # What one process compiled, the next one finds: most of their time would go into it.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(shared / "cache")}
         always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -76,9 +87,24 @@ class Training:
     def after(self, step: int, count: int = 1, wait: float = 0.0) -> Job:
         """A job that has logged that many steps."""
         job = self.start(count)
-        while job.running() and self.logged() < step:
+        while job.running() and self.logged(job) < step:
             time.sleep(0.01)
         time.sleep(wait)
+        return job
+
+    def within(self, moment: str, rng: random.Random, count: int) -> Job:
+        """A job that has, most likely, come as far as that."""
+        if moment == "start-up":
+            job = self.start(count)
+            time.sleep(rng.uniform(0, 6))
+            return job
+        step = max(self.saved(), default=0) + rng.randint(1, AHEAD)
+        if moment == "step":
+            return self.after(step, count, rng.uniform(0, runs_made.PACE))
+        job = self.after(step, count)
+        while job.running() and not self.saving(job):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))  # as long as a save takes
         return job
 
     def interrupt(self, step: int, number: int, count: int = 1, wait: float = 0.0) -> list[int]:
@@ -90,10 +116,23 @@ class Training:
         assert self.logged() < STEPS, ended
         return [code for code, _ in ended]
 
-    def logged(self) -> int:
-        if not (self.stage / tracking.FILE).exists():
+    def logged(self, by: Job | None = None) -> int:
+        """The last step in the log; 0 as long as that job has not taken it up."""
+        path = self.stage / tracking.FILE
+        if not path.exists() or (by and path.stat().st_ctime < by.began):
             return 0
         return max((row["step"] for row in tracking.read(self.stage)), default=0)
+
+    def saving(self, job: Job) -> bool:
+        """Whether a save of that job's has begun, and is not complete."""
+        begun = (self.stage / "checkpoints").glob(".*.tmp")
+        return any(path.stat().st_ctime > job.began for path in begun)
+
+    def met(self, job: Job) -> str:
+        """At which moment a job was killed, as its remains tell."""
+        if self.saving(job):
+            return "save"
+        return "step" if self.logged(job) else "start-up"
 
     def figures(self) -> list[dict]:
         """All that was logged, but for the times."""
@@ -129,14 +168,22 @@ def undisturbed(request, shared) -> tuple[Training, int]:
 def test_a_run_killed_again_and_again_loses_nothing(undisturbed, shared, tmp_path):
     whole, count = undisturbed
     training, rng = Training(tmp_path / "run", shared), random.Random(0)
-    ahead = max(1, STEPS // KILLS)  # steps that it is given to make
-    for _ in range(KILLS):
+    met, lost, began = Counter(), [], time.monotonic()
+    for nth in range(KILLS):
         kept = max(training.saved(), default=0)
-        until = min(kept + rng.randint(1, 1 + ahead), STEPS - 1)
-        codes = training.interrupt(until, signal.SIGKILL, count, wait=rng.uniform(0, 0.2))
-        assert codes == [-signal.SIGKILL] * count
-        assert max(training.saved(), default=0) >= kept
+        job = training.within(MOMENTS[nth % len(MOMENTS)], rng, count)
+        job.kill()
+        met[training.met(job)] += 1
+        assert (now := max(training.saved(), default=0)) >= kept
+        lost.append(max(0, training.logged(job) - now))
     training.finish(count)
+    print(
+        f"\n{KILLS} kills of {count} process(es) over {STEPS} steps in "
+        f"{time.monotonic() - began:.0f} s: {dict(met)}; {sum(lost)} steps lost, at most "
+        f"{max(lost)} by one kill"
+    )
+    assert max(lost) <= 2 * runs_made.EXPERIMENT.pretrain.checkpoint_every
+    assert KILLS < 10 or min(met[moment] for moment in MOMENTS) >= KILLS // 10
     assert training.figures() == whole.figures()
     assert training.saved() == whole.saved()
 
