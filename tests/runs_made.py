@@ -1,6 +1,6 @@
 """A tiny experiment on a tiny world. As a program: pre-trains it in a folder, a step at a time.
 
-    python runs_made.py RUN_DIR DATA_DIR STEPS [--impatient]
+`python runs_made.py RUN_DIR DATA_DIR STEPS [--impatient]`
 """
 
 import sys

@@ -174,7 +174,8 @@ def test_a_run_killed_again_and_again_loses_nothing(undisturbed, shared, tmp_pat
         job = training.within(MOMENTS[nth % len(MOMENTS)], rng, count)
         job.kill()
         met[training.met(job)] += 1
-        assert (now := max(training.saved(), default=0)) >= kept
+        now = max(training.saved(), default=0)
+        assert now >= kept
         lost.append(max(0, training.logged(job) - now))
     training.finish(count)
     print(
