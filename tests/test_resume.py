@@ -7,12 +7,14 @@ with `pytest -s` tells where in its life each kill met it.
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,58 @@ def test_a_process_whose_peer_is_stuck_ends_and_says_where_it_waits(shared, tmp_
     job.processes[1].kill()
     job.end()
     assert "in fit" in (training.stage / "stuck-0.txt").read_text()
+
+
+IN_A_SMALL_DISK = """
+mount -t tmpfs -o size=4m small "$1" || exit 1
+folder=$1 kept=$2; shift 2
+"$@"; code=$?
+cp -r "$folder/." "$kept"  # the disk is gone with its last process
+exit $code
+"""
+
+
+@pytest.mark.parametrize("undisturbed", [1], indirect=True, ids=["one process"])
+def test_a_disk_that_fills_up_within_a_save_costs_that_save_alone(undisturbed, shared, tmp_path):
+    """A real disk, mounted for one process alone, that is filled and emptied from outside."""
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "small", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(mount).returncode:
+        pytest.skip("no disk can be mounted in a user namespace here")
+    whole, _ = undisturbed
+    disk, kept, told = (tmp_path / name for name in ("disk", "kept", "told.txt"))
+    disk.mkdir()
+    kept.mkdir()
+    training = Training(disk, shared)
+    shell = ["unshare", "-rm", "sh", "-c", IN_A_SMALL_DISK, "sh", str(disk), str(kept)]
+    with told.open("w") as errors:
+        own = training.environment | {"JAX_NUM_CPU_DEVICES": str(DEVICES)}
+        process = subprocess.Popen(
+            [*shell, *training.command], env=own, stderr=errors, start_new_session=True
+        )
+    inside = Training(Path(f"/proc/{process.pid}/root{disk}"), shared)
+
+    def until(true) -> None:
+        while not true():
+            assert process.poll() is None, told.read_text()
+            time.sleep(0.01)
+
+    try:
+        until(lambda: inside.logged() >= 8)
+        filler = inside.stage / "filler"
+        with filler.open("wb", buffering=0) as file:
+            with pytest.raises(OSError, match="No space left on device"):
+                while True:
+                    file.write(bytes(4096))
+            file.truncate(file.tell() - 4 * 4096)  # so that a save can begin
+        before = inside.saved()
+        until(lambda: "free space there: the training goes on, and saves" in told.read_text())
+        assert "No space left on device" in told.read_text()
+        assert inside.saved() == before
+        filler.unlink()
+        assert process.wait() == 0, told.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert Training(kept, shared).figures() == whole.figures()
+    assert Training(kept, shared).saved() == whole.saved()
