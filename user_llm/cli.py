@@ -27,6 +27,7 @@ TARGETS = {
     "benchmark decode": "user_llm.commands:benchmark_decode",
     "benchmark catalog": "user_llm.commands:benchmark_catalog",
     "benchmark difference": "user_llm.commands:benchmark_difference",
+    "benchmark embedding": "user_llm.commands:benchmark_embedding",
     "benchmark int8": "user_llm.commands:benchmark_int8",
     "benchmark rectools": "user_llm.commands:benchmark_rectools",
     "zoo": "user_llm.commands:zoo",

@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
     difference = add("benchmark difference", "time training with differences", benchmark_verbs)
+    embedding = add("benchmark embedding", "time and kill `embed` over a crowd", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
         (inference, "inference"),
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         (decode, "decode"),
         (catalog, "catalog"),
         (difference, "difference"),
+        (embedding, "embedding"),
         (int8, "int8"),
     ):
         sub.add_argument(
@@ -99,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         (decode, "--rounds", 3, rounds),
         (catalog, "--rounds", 15, "in which each step is timed; the fastest one counts"),
         (difference, "--rounds", 15, "steps of each system; the fastest one counts"),
+        (embedding, "--users", 1_000_000, "whose timelines are of 5 to 50 events"),
     ):
         text += " (default: %(default)s)"
         sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
@@ -126,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)",
     )
-    for sub in (inference, decode, catalog, difference):
+    for sub in (inference, decode, catalog, difference, embedding):
         sub.add_argument(
             "--record",
             type=Path,
