@@ -34,6 +34,7 @@ COMMANDS = {
     "benchmark decode": ["benchmark", "decode", "--rounds", "1", "--decoder", "llama3_1b"],
     "benchmark catalog": ["benchmark", "catalog", "--record", "configs/benchmarks"],
     "benchmark difference": ["benchmark", "difference", "--rounds", "2"],
+    "benchmark embedding": ["benchmark", "embedding", "--users", "1000"],
     "benchmark int8": ["benchmark", "int8", "models/tiny", "--text", "words.txt"],
     "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
