@@ -29,6 +29,7 @@ KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
 AHEAD = 4  # steps that a killed job is given to make, and about two more before it is dead
 STEPS = max(30, 7 * KILLS)  # so that no kill comes too late
 MOMENTS = ("start-up", "step", "save")  # at which a job is killed
+LOST = (PEER_LOST, -signal.SIGABRT)  # how a process ends without its peer: by us, or by JAX's watch
 
 
 def free_port() -> int:
@@ -59,7 +60,9 @@ class Job:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
-        assert [code for code, _ in self.end()] == [-signal.SIGKILL] * len(self.processes)
+        first, *others = (code for code, _ in self.end())
+        assert first == -signal.SIGKILL
+        assert set(others) <= {-signal.SIGKILL, *LOST}  # which may be faster than the next signal
 
     def end(self) -> list[tuple[int, str]]:
         """The exit codes, and what was said."""
@@ -218,7 +221,7 @@ def test_a_process_whose_peer_is_lost_ends_so_that_the_job_is_started_anew(share
     job = Training(tmp_path / "run", shared).after(5, 2)
     job.processes[1].kill()
     (code, said), _ = job.end()
-    assert code in (PEER_LOST, -signal.SIGABRT), said  # by us, or by JAX's own watch of its peers
+    assert code in LOST, said
 
 
 def test_a_process_whose_peer_is_stuck_ends_and_says_where_it_waits(shared, tmp_path):
