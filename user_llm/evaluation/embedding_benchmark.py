@@ -26,6 +26,7 @@ from user_llm.data.builders import build
 from user_llm.evaluation import records
 from user_llm.evaluation.peers import work
 from user_llm.files import write_atomically
+from user_llm.inference import embeddings
 from user_llm.runs import Run
 
 GROWTH = 1.1  # of the memory between the first third of the work and the last, at most
@@ -47,22 +48,30 @@ def benchmark(folder: Path, *, users: int = 1_000_000, kills: int = 3) -> dict[s
       kills: of the second writing, each at a random moment.
 
     Raises:
-      ValueError: a process failed, or the two have not written the very same.
+      ValueError: so few users are too few shards to be killed between, a process failed, or the two
+        have not written the very same.
     """
+    shards = -(-users // embeddings.SHARD)
+    if kills >= shards:
+        raise ValueError(
+            f"{users} users are {shards} shard(s), too few for {kills} kills; ask for "
+            f"{kills * embeddings.SHARD + 1} or more"
+        )
     started, folder = os.getloadavg(), folder.absolute()
     run = Run(EXPERIMENT, folder / "run", folder / "datasets")
     stages.pretrain(run)
     crowd = build("crowd", source=None, data_dir=run.data_dir, users=users)
     events = json.loads((crowd / "counts.json").read_text())["events"]
 
-    def embed(name: str, seconds: float = math.inf) -> list[dict[str, float]]:
-        return watch([str(run.folder), str(crowd)], folder / name, seconds)
+    def embed(name: str, **kill: float) -> list[dict[str, float]]:
+        return watch([str(run.folder), str(crowd)], folder / name, **kill)
 
     for name in ("whole", "killed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     samples, rng, left = embed("whole"), random.Random(0), []
-    for _ in range(kills):  # none so late that nothing would be left for those that follow
-        left.append(embed("killed", rng.uniform(0.3, 0.9) / kills * samples[-1]["seconds"])[-1])
+    for at in sorted(rng.sample(range(shards - 1), kills)):
+        after = rng.uniform(0, samples[-1]["seconds"] / shards)
+        left.append(embed("killed", at=at, after=after)[-1])
     embed("killed")
     if wrong := differing(folder / "whole", folder / "killed"):
         raise ValueError(f"{folder}/killed is not as {folder}/whole in {', '.join(wrong)}")
@@ -80,8 +89,12 @@ def benchmark(folder: Path, *, users: int = 1_000_000, kills: int = 3) -> dict[s
     return result
 
 
-def watch(arguments: list[str], out: Path, kill_after: float = math.inf) -> list[dict[str, float]]:
-    """What was seen of `embed`: the seconds since it began, shards written, bytes in memory.
+def watch(
+    arguments: list[str], out: Path, *, at: float = math.inf, after: float = 0.0
+) -> list[dict[str, float]]:
+    """What was seen of `embed`: the seconds since it began, shards there, bytes in memory.
+
+    It is killed so many seconds `after` there are `at` shards.
 
     Raises:
       ValueError: it failed, or was done before it could be killed.
@@ -94,17 +107,17 @@ def watch(arguments: list[str], out: Path, kill_after: float = math.inf) -> list
         while not seen or process.returncode is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PAUSE)
-            seconds = time.perf_counter() - began
+            seconds, shards = time.perf_counter() - began, len(list(out.glob("users-*")))
             memory = work.memory(process=process.pid) or memory  # none is left of one that ended
-            seen.append(
-                {"seconds": seconds, "shards": len(list(out.glob("users-*"))), "memory": memory}
-            )
-            if seconds > kill_after:
+            seen.append({"seconds": seconds, "shards": shards, "memory": memory})
+            if shards >= at:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(after)
                 process.kill()
         if process.returncode not in (0, -signal.SIGKILL):
             told.seek(0)
             raise ValueError(f"embed failed; it said {told.read()[-2000:]}")
-    if kill_after < math.inf and not process.returncode:
+    if at < math.inf and not process.returncode:
         raise ValueError("embed was done before it could be killed; ask for more users")
     return seen
 
