@@ -1,9 +1,15 @@
 """The processes of one job, started here together."""
 
 import os
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
+
+from user_llm.training.watchdog import PEER_LOST
+
+LOST = (PEER_LOST, -signal.SIGABRT)  # how a process ends without its peer: by us, or by JAX's watch
 
 
 def free_port() -> int:
@@ -22,6 +28,7 @@ class Job:
         devices: int,
         environment: Mapping[str, str] = os.environ,
     ):
+        self.began = time.time()
         own = {"JAX_NUM_CPU_DEVICES": str(devices // count)}
         if count > 1:
             own["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
@@ -37,6 +44,14 @@ class Job:
 
     def running(self) -> bool:
         return all(process.poll() is None for process in self.processes)
+
+    def kill(self) -> bool:
+        """Whether it still lived; where processes are kept apart by load, they lose each other."""
+        for process in self.processes:
+            process.kill()
+        ended = self.end()
+        assert {code for code, _ in ended} <= {-signal.SIGKILL, *LOST}, ended
+        return ended[0][0] == -signal.SIGKILL
 
     def end(self) -> list[tuple[int, str]]:
         """The exit codes, and what was said."""

@@ -1,4 +1,7 @@
-"""A tiny experiment on a tiny world. As a program: pre-trains it in a folder, a step at a time."""
+"""A tiny experiment on a tiny world. As a program: pre-trains it in a folder, a step at a time.
+
+`python runs_made.py RUN_DIR DATA_DIR STEPS [--impatient]`
+"""
 
 import sys
 import time
@@ -87,9 +90,9 @@ def slowly(batches):
 
 
 if __name__ == "__main__":
-    folder, data_dir = map(Path, sys.argv[1:3])
+    folder, data_dir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     processes.join()
     pipeline.batches = slowly(pipeline.batches)
     patience = {"stuck_after": 10.0} if "--impatient" in sys.argv else {}
-    pretrain = EXPERIMENT.pretrain.model_copy(update=patience)
+    pretrain = EXPERIMENT.pretrain.model_copy(update={"steps": steps} | patience)
     stages.pretrain(Run(EXPERIMENT.model_copy(update={"pretrain": pretrain}), folder, data_dir))

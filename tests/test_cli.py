@@ -36,6 +36,7 @@ COMMANDS = {
     "benchmark catalog": ["benchmark", "catalog", "--record", "configs/benchmarks"],
     "benchmark difference": ["benchmark", "difference", "--rounds", "2"],
     "benchmark training": ["benchmark", "training", "--decoder", "3m", "--steps", "2"],
+    "benchmark embedding": ["benchmark", "embedding", "--users", "1000"],
     "benchmark int8": ["benchmark", "int8", "models/tiny", "--text", "words.txt"],
     "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],

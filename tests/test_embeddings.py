@@ -53,7 +53,7 @@ def test_an_interrupted_writing_goes_on_with_what_is_not_there(tmp_path, mesh):
     np.testing.assert_allclose(vectors, wanted, atol=1e-5)
 
     whole = content(tmp_path)
-    (tmp_path / "users-000001.parquet").unlink()
+    (tmp_path / "users-000001.parquet").rename(tmp_path / ".users-000001.parquet.0123abcd.tmp")
     with pytest.raises(ValueError, match="lacks 1 of 3 shards, such as users-000001"):
         list(embeddings.read(tmp_path))
     assert write(recommender, data, tmp_path) == 1

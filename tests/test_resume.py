@@ -1,27 +1,33 @@
 """A training that is killed and taken up again ends, bit by bit, as if nothing had happened.
 
-`USER_LLM_KILLS=50` kills it so often, alone and with two processes, instead of a few times.
+`USER_LLM_KILLS=50` kills it so often, alone and with two processes, instead of a few times, and
+with `pytest -s` tells where in its life each kill met it.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import runs_made
-from jobs_made import Job
+from jobs_made import LOST, Job
 
 from user_llm.training import tracking
-from user_llm.training.watchdog import PEER_LOST, STUCK
+from user_llm.training.watchdog import STUCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-STEPS = runs_made.EXPERIMENT.pretrain.steps
 DEVICES = 4  # of all processes together
 KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
+AHEAD = 4  # steps that a killed job is given to make, and about two more before it is dead
+STEPS = max(30, 7 * KILLS)  # so that no kill comes too late
+MOMENTS = ("start-up", "step", "save")  # at which a job is killed
 
 
 class Training:
@@ -29,7 +35,8 @@ class Training:
 
     def __init__(self, folder: Path, shared: Path):
         self.stage = folder / "pretrain"
-        self.command = [sys.executable, runs_made.__file__, str(folder), str(shared / "data")]
+        arguments = [str(folder), str(shared / "data"), str(STEPS)]
+        self.command = [sys.executable, runs_made.__file__, *arguments]
         # What one process compiled, the next one finds: most of their time would go into it.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(shared / "cache")}
         always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -45,9 +52,24 @@ class Training:
     def after(self, step: int, count: int = 1, wait: float = 0.0) -> Job:
         """A job that has logged that many steps."""
         job = self.start(count)
-        while job.running() and self.logged() < step:
+        while job.running() and self.logged(job) < step:
             time.sleep(0.01)
         time.sleep(wait)
+        return job
+
+    def within(self, moment: str, rng: random.Random, count: int) -> Job:
+        """A job that has, most likely, come as far as that."""
+        if moment == "start-up":
+            job = self.start(count)
+            time.sleep(rng.uniform(0, 6))
+            return job
+        step = max(self.saved(), default=0) + rng.randint(1, AHEAD)
+        if moment == "step":
+            return self.after(step, count, rng.uniform(0, runs_made.PACE))
+        job = self.after(step, count)
+        while job.running() and not self.saving(job):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))  # as long as a save takes
         return job
 
     def interrupt(self, step: int, number: int, count: int = 1, wait: float = 0.0) -> list[int]:
@@ -59,10 +81,23 @@ class Training:
         assert self.logged() < STEPS, ended
         return [code for code, _ in ended]
 
-    def logged(self) -> int:
-        if not (self.stage / tracking.FILE).exists():
+    def logged(self, by: Job | None = None) -> int:
+        """The last step in the log; 0 as long as that job has not taken it up."""
+        path = self.stage / tracking.FILE
+        if not path.exists() or (by and path.stat().st_ctime < by.began):
             return 0
         return max((row["step"] for row in tracking.read(self.stage)), default=0)
+
+    def saving(self, job: Job) -> bool:
+        """Whether a save of that job's has begun, and is not complete."""
+        begun = (self.stage / "checkpoints").glob(".*.tmp")
+        return any(path.stat().st_ctime > job.began for path in begun)
+
+    def met(self, job: Job) -> str:
+        """At which moment a job was killed, as its remains tell."""
+        if self.saving(job):
+            return "save"
+        return "step" if self.logged(job) else "start-up"
 
     def figures(self) -> list[dict]:
         """All that was logged, but for the times."""
@@ -98,14 +133,27 @@ def undisturbed(request, shared) -> tuple[Training, int]:
 def test_a_run_killed_again_and_again_loses_nothing(undisturbed, shared, tmp_path):
     whole, count = undisturbed
     training, rng = Training(tmp_path / "run", shared), random.Random(0)
-    ahead = max(1, STEPS // KILLS)  # steps that it is given to make
-    for _ in range(KILLS):
+    met, lost, alone, began = Counter(), [], 0, time.monotonic()
+    while len(lost) < KILLS:
         kept = max(training.saved(), default=0)
-        until = min(kept + rng.randint(1, 1 + ahead), STEPS - 1)
-        codes = training.interrupt(until, signal.SIGKILL, count, wait=rng.uniform(0, 0.2))
-        assert codes == [-signal.SIGKILL] * count
-        assert max(training.saved(), default=0) >= kept
+        job = training.within(MOMENTS[len(lost) % len(MOMENTS)], rng, count)
+        killed = job.kill()
+        now = max(training.saved(), default=0)
+        assert now >= kept
+        if killed:
+            met[training.met(job)] += 1
+            lost.append(max(0, training.logged(job) - now))
+        else:
+            alone += 1
+            assert alone < KILLS
     training.finish(count)
+    print(
+        f"\n{KILLS} kills of {count} process(es) over {STEPS} steps in "
+        f"{time.monotonic() - began:.0f} s: {dict(met)}; {sum(lost)} steps lost, at most "
+        f"{max(lost)} by one kill; {alone} jobs ended before they could be killed"
+    )
+    assert max(lost) <= 2 * runs_made.EXPERIMENT.pretrain.checkpoint_every
+    assert KILLS < 10 or min(met[moment] for moment in MOMENTS) >= KILLS // 10
     assert training.figures() == whole.figures()
     assert training.saved() == whole.saved()
 
@@ -137,7 +185,7 @@ def test_a_process_whose_peer_is_lost_ends_so_that_the_job_is_started_anew(share
     job = Training(tmp_path / "run", shared).after(5, 2)
     job.processes[1].kill()
     (code, said), _ = job.end()
-    assert code in (PEER_LOST, -signal.SIGABRT), said  # by us, or by JAX's own watch of its peers
+    assert code in LOST, said
 
 
 def test_a_process_whose_peer_is_stuck_ends_and_says_where_it_waits(shared, tmp_path):
@@ -149,3 +197,58 @@ def test_a_process_whose_peer_is_stuck_ends_and_says_where_it_waits(shared, tmp_
     job.processes[1].kill()
     job.end()
     assert "in fit" in (training.stage / "stuck-0.txt").read_text()
+
+
+IN_A_SMALL_DISK = """
+mount -t tmpfs -o size=4m small "$1" || exit 1
+folder=$1 kept=$2; shift 2
+"$@"; code=$?
+cp -r "$folder/." "$kept"  # the disk is gone with its last process
+exit $code
+"""
+
+
+@pytest.mark.parametrize("undisturbed", [1], indirect=True, ids=["one process"])
+def test_a_disk_that_fills_up_within_a_save_costs_that_save_alone(undisturbed, shared, tmp_path):
+    """A real disk, mounted for one process alone, that is filled and emptied from outside."""
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "small", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(mount).returncode:
+        pytest.skip("no disk can be mounted in a user namespace here")
+    whole, _ = undisturbed
+    disk, kept, told = (tmp_path / name for name in ("disk", "kept", "told.txt"))
+    disk.mkdir()
+    kept.mkdir()
+    training = Training(disk, shared)
+    shell = ["unshare", "-rm", "sh", "-c", IN_A_SMALL_DISK, "sh", str(disk), str(kept)]
+    with told.open("w") as errors:
+        own = training.environment | {"JAX_NUM_CPU_DEVICES": str(DEVICES)}
+        process = subprocess.Popen(
+            [*shell, *training.command], env=own, stderr=errors, start_new_session=True
+        )
+    inside = Training(Path(f"/proc/{process.pid}/root{disk}"), shared)
+
+    def until(true) -> None:
+        while not true():
+            assert process.poll() is None, told.read_text()
+            time.sleep(0.01)
+
+    try:
+        until(lambda: inside.logged() >= 8)
+        filler = inside.stage / "filler"
+        with filler.open("wb", buffering=0) as file:
+            with pytest.raises(OSError, match="No space left on device"):
+                while True:
+                    file.write(bytes(4096))
+            file.truncate(file.tell() - 4 * 4096)  # so that a save can begin
+        before = inside.saved()
+        until(lambda: "free space there: the training goes on, and saves" in told.read_text())
+        assert "No space left on device" in told.read_text()
+        assert inside.saved() == before
+        filler.unlink()
+        assert process.wait() == 0, told.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert Training(kept, shared).figures() == whole.figures()
+    assert Training(kept, shared).saved() == whole.saved()

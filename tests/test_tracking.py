@@ -1,7 +1,9 @@
 """Metrics read as one run, whatever happened to the process that wrote them."""
 
 import json
+import resource
 import struct
+from contextlib import contextmanager
 
 import jax.numpy as jnp
 import pytest
@@ -59,13 +61,38 @@ def test_names_the_line_that_is_not_json(tmp_path):
 def events_of(folder):
     """The events in TensorBoard's files: length, its checksum, the event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_ctime_ns):
         data = path.read_bytes()
-        while data:
+        while len(data) >= 12 and len(data) >= 16 + struct.unpack_from("<Q", data)[0]:
             (length,) = struct.unpack_from("<Q", data)
-            yield Event.FromString(data[12 : 12 + length])
+            event, (checksum,) = data[12 : 12 + length], struct.unpack_from("<I", data, 12 + length)
+            assert checksum == masked_crc32c(event)
+            yield Event.FromString(event)
             data = data[16 + length :]
+
+
+def shown(folder):
+    """What TensorBoard would show, by step: it purges from the step of a session on."""
+    found = {}
+    for event in events_of(folder):
+        if event.HasField("session_log"):
+            found = {step: values for step, values in found.items() if step < event.step}
+        for value in event.summary.value:
+            found.setdefault(event.step, {})[value.tag] = value.simple_value
+    return found
+
+
+@contextmanager
+def full_disk(room):
+    """No file may grow beyond so many bytes, and the system says so; no need of a real disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_tensorboard_gets_the_same_and_forgets_the_abandoned(tmp_path):
@@ -74,14 +101,26 @@ def test_tensorboard_gets_the_same_and_forgets_the_abandoned(tmp_path):
             tracker.log(step, {"loss": float(step)})
     with Tracker(tmp_path, total=4, step=2) as tracker:
         tracker.log(3, {"loss": 30.0})
-    shown = {}
-    for event in events_of(tmp_path / "tensorboard"):
-        if event.HasField("session_log"):  # TensorBoard purges from this step on
-            shown = {step: value for step, value in shown.items() if step < event.step}
-        for value in event.summary.value:
-            assert value.tag == "loss"
-            shown[event.step] = value.simple_value
-    assert shown == {1: 1.0, 2: 2.0, 3: 30.0}
+    assert shown(tmp_path / "tensorboard") == {step: {"loss": step} for step in (1, 2)} | {
+        3: {"loss": 30.0}
+    }
+
+
+def test_a_full_disk_is_told_and_what_is_logged_later_is_shown(tmp_path, caplog):
+    values = {f"figure_{n}": float(n) for n in range(20)}  # more at once than a queue would hold
+    with Tracker(tmp_path, total=9) as tracker:
+        tracker.log(1, values)
+        with full_disk(room=1024):
+            for step in range(2, 8):
+                tracker.log(step, values)
+        tracker.log(8, values)
+        with full_disk(room=1024):
+            tracker.log(9, values)
+    assert "step 2 could not be logged" in caplog.text
+    assert "File too large" in caplog.text
+    assert {row["step"] for row in read(tmp_path)} >= {1, 8}
+    found = shown(tmp_path / "tensorboard")
+    assert found[1] == found[8] == values
 
 
 def test_the_bar_shows_loss_and_rates_sparingly_in_a_log(tmp_path, capsys):

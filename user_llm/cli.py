@@ -29,6 +29,7 @@ TARGETS = {
     "benchmark catalog": "user_llm.commands:benchmark_catalog",
     "benchmark difference": "user_llm.commands:benchmark_difference",
     "benchmark training": "user_llm.commands:benchmark_training",
+    "benchmark embedding": "user_llm.commands:benchmark_embedding",
     "benchmark int8": "user_llm.commands:benchmark_int8",
     "benchmark rectools": "user_llm.commands:benchmark_rectools",
     "zoo": "user_llm.commands:zoo",

@@ -19,6 +19,7 @@ from user_llm.evaluation import (
     comparison,
     decode_benchmark,
     difference_benchmark,
+    embedding_benchmark,
     encoder_benchmark,
     inference_benchmark,
     inference_subject,
@@ -192,6 +193,15 @@ def benchmark_training(
     print(training_benchmark.table(result))
     if record is not None:
         keep(result, training_benchmark.metrics(result), record, time.perf_counter() - started)
+
+
+def benchmark_embedding(folder: Path, users: int, record: Path | None) -> None:
+    """Times and kills `embed` over a crowd of users and prints the figures."""
+    started = time.perf_counter()
+    result = embedding_benchmark.benchmark(folder, users=users)
+    print(embedding_benchmark.table(result))
+    if record is not None:
+        keep(result, embedding_benchmark.metrics(result), record, time.perf_counter() - started)
 
 
 def keep(result: dict, figures: dict[str, dict[str, float]], folder: Path, seconds: float) -> None:

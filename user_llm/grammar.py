@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
     difference = add("benchmark difference", "time training with differences", benchmark_verbs)
     training = add("benchmark training", "time a decoder's training", benchmark_verbs)
+    embedding = add("benchmark embedding", "time and kill `embed` over a crowd", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
         (inference, "inference"),
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
         (catalog, "catalog"),
         (difference, "difference"),
         (training, "training"),
+        (embedding, "embedding"),
         (int8, "int8"),
     ):
         sub.add_argument(
@@ -103,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
         (difference, "--rounds", 15, "steps of each system; the fastest one counts"),
         (training, "--steps", 8, "that each process is timed for; of them the middle one counts"),
         (training, "--rounds", 2, rounds),
+        (embedding, "--users", 1_000_000, "whose timelines are of 5 to 50 events"),
     ):
         text += " (default: %(default)s)"
         sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
@@ -136,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="3m, 134m, or shapes that `user-llm zoo` lists (default: 3m 134m)",
     )
-    for sub in (inference, decode, catalog, difference, training):
+    for sub in (inference, decode, catalog, difference, training, embedding):
         sub.add_argument(
             "--record",
             type=Path,

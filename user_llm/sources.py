@@ -27,7 +27,8 @@ def data_path(path: str) -> Path:
 
 def built(data: DataConfig, data_dir: Path) -> Path:
     """Where a data set lies; it is built now unless it is there."""
-    options = {"users": data.users, "seed": data.seed} if data.name == "world" else {}
+    made = data.name in ("world", "crowd")
+    options = {"users": data.users, "seed": data.seed} if made else {}
     source = data_path(data.source) if data.source else None
     if data.made_from:
         source = made_questions(data.made_from, data.version, data_dir)

@@ -32,12 +32,13 @@ class DataConfig(Config):
     with answers, else those of `dev`, which is validation in any case.
     """
 
-    name: str = "world"  # or movielens, amazon_reviews, google_local, lamp, sequences, table
+    # Or movielens, amazon_reviews, google_local, lamp, sequences, table; or crowd, to measure on.
+    name: str = "world"
     version: str = ""  # the builder's variant, such as 1m
     source: str = ""  # raw files, below $USER_LLM_DATA unless absolute; the world needs none
     made_from: SourceConfig | None = None  # of lamp: instead of a source in LaMP's layout
     noun: str = "film"  # what questions call an item
-    users: PositiveInt = 2000  # of the world
+    users: PositiveInt = 2000  # of the world, or of the crowd
     features: tuple[str, ...] = ()  # the event features that the encoder reads; empty: all
     # A text encoder's folder, below $USER_LLM_DATA unless absolute, or the name of a package that
     # brings one. Its vectors of what users wrote are a feature of the events, `text_vector`.

@@ -58,6 +58,8 @@ def write(
         for first in firsts:
             last = min(first + shard, count)
             if not (path := folder / _name(first // shard)).is_file():
+                for remains in folder.glob(f".{path.name}.*"):  # of one that was killed over it
+                    remains.unlink()
                 data = some(first, last)
                 table = _table(data.users, make(data, np.arange(len(data.users))))
                 write_whole(path, lambda new, table=table: pq.write_table(table, new))

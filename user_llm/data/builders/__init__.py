@@ -6,6 +6,7 @@ from typing import Any
 
 BUILDERS = {  # by module
     "amazon_reviews": "AmazonReviews",
+    "crowd": "Crowd",
     "google_local": "GoogleLocal",
     "lamp": "LaMP",
     "movielens": "MovieLens",

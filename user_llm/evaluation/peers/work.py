@@ -53,12 +53,12 @@ def timelines(work: Work) -> tuple[np.ndarray, np.ndarray]:
         return arrays["items"], arrays["offsets"]
 
 
-def memory(peak: bool = False) -> int:
-    """Bytes of this process that are in memory now, or were at most; 0 where Linux is not.
+def memory(peak: bool = False, process: int | str = "self") -> int:
+    """Bytes of a process that are in memory now, or were at most; 0 where Linux is not.
 
     Not `getrusage`: its peak begins with that of the process that started this one.
     """
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     name = "VmHWM:" if peak else "VmRSS:"
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
