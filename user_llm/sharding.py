@@ -51,7 +51,7 @@ def by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     Raises:
       ValueError: the devices are in fewer or more slices, or not alike many in each.
     """
-    known = {getattr(device, "slice_index", None) for device in devices}
+    known: set[Any] = {getattr(device, "slice_index", None) for device in devices}
     if known == {None}:  # in the order of their processes
         size = len(devices) // slices
         return [list(devices[i * size :][:size]) for i in range(slices)]

@@ -113,8 +113,10 @@ def programs(values: Iterable[Any]) -> Iterator[Jaxpr]:
     for value in values:
         if isinstance(value, (tuple, list)):
             yield from programs(value)
-        elif isinstance(value, (Jaxpr, ClosedJaxpr)):
-            yield getattr(value, "jaxpr", value)
+        elif isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
 
 
 def too_large_a_state(state: TrainState, batch: Any, topology: Topology) -> str:

@@ -221,7 +221,8 @@ def item_loss(
     proposal = proposed(config, count, targets, weights, candidates)
     key, shared_key = jax.random.split(key)
     drawn = proposal.draw((config.negatives,), shared_key) if config.shared else None
-    table = of(drawn) if of else table
+    if of is not None and drawn is not None:
+        table = of(drawn)
     objective = partial(against_drawn, config, proposal, drawn, of is not None)
     size = chunk_size(config.negatives * (1 if config.shared else table.shape[1]))
     return summed(objective, size, False, table, queries, targets, weights, key)
