@@ -27,6 +27,7 @@ from user_llm.config import (
 )
 from user_llm.data import pipeline
 from user_llm.data.dataset import clock_columns
+from user_llm.files import to_path
 from user_llm.runs import Run
 
 OPTIM = OptimConfig(learning_rate=1e-2)
@@ -87,7 +88,7 @@ def slowly(batches):
 
 
 if __name__ == "__main__":
-    folder, data_dir = map(Path, sys.argv[1:3])
+    folder, data_dir = to_path(sys.argv[1]), Path(sys.argv[2])
     processes.join()
     pipeline.batches = slowly(pipeline.batches)
     patience = {"stuck_after": 10.0} if "--impatient" in sys.argv else {}

@@ -1,6 +1,10 @@
 """A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal.
 
 Beside them stands where the time went, in `goodput.json`.
+
+In a bucket nothing can be appended to, so all of it is written on this machine there, and put into
+the bucket every half minute and whenever `publish` says so. A run that is killed loses no line as
+long as that is said before each checkpoint: lines after the last one are dropped in any case.
 """
 
 import json
@@ -9,18 +13,20 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, upload, write_atomically
 from user_llm.training.goodput import Clock
 
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 GOODPUT = "goodput.json"
+PAUSE = 30.0  # seconds between two copies to a bucket
 
 
 class Tracker:
@@ -36,19 +42,26 @@ class Tracker:
       name: stands before the progress bar.
     """
 
-    def __init__(self, folder: Path, *, total: int, step: int = 0, name: str = "train"):
+    def __init__(self, folder: AnyPath, *, total: int, step: int = 0, name: str = "train"):
         self._writes = jax.process_index() == 0
-        self._folder, seconds, self.clock = Path(folder), 0.0, Clock()
+        self._folder, seconds, self.clock = folder, 0.0, Clock()
         if self._writes:
             from tensorboardX import SummaryWriter  # imports torch where that is installed
 
-            path = self._folder / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            seconds, lost = _forget_after(path, step)
+            folder.mkdir(parents=True, exist_ok=True)
+            seconds, lost = _forget_after(folder / FILE, step)
             self.clock = Clock(seconds_by_kind(folder), lost)
-            self._lines = path.open("a", buffering=1)
+            self._copied = time.monotonic()
+            if isinstance(folder, Path):
+                self._here = folder
+            else:
+                self._kept = TemporaryDirectory()
+                self._here = Path(self._kept.name)
+                if (folder / FILE).exists():
+                    (self._here / FILE).write_bytes((folder / FILE).read_bytes())
+            self._lines = (self._here / FILE).open("a", buffering=1)
             self._board = SummaryWriter(
-                str(path.parent / "tensorboard"),
+                str(self._here / "tensorboard"),
                 purge_step=step + 1,
                 filename_suffix=f".{step}",  # names differ by the second alone otherwise
             )
@@ -80,6 +93,8 @@ class Tracker:
             logger.error("step %d could not be logged to %s: %s", step, self._folder, error)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if time.monotonic() - self._copied > PAUSE:
+            self.publish()
         rates = {
             name.replace("_per_second", "/s"): tqdm.format_sizeof(value)
             for name, value in values.items()
@@ -90,6 +105,17 @@ class Tracker:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def publish(self) -> None:
+        """Puts what was logged so far where it belongs, if that is in a bucket."""
+        if not self._writes or self._here == self._folder:
+            return
+        self._board.flush()
+        try:
+            upload(self._here, self._folder)
+        except OSError as error:  # the next time all of it is put there
+            logger.error("%s", error)
+        self._copied = time.monotonic()
+
     def __enter__(self) -> "Tracker":
         return self
 
@@ -99,19 +125,20 @@ class Tracker:
             self._board.close()
             self._lines.close()
             self._write_goodput()
+            self.publish()
 
     def _write_goodput(self) -> None:
         seconds = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
-        write_atomically(self._folder / GOODPUT, json.dumps(seconds) + "\n")
+        write_atomically(self._here / GOODPUT, json.dumps(seconds) + "\n")
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: AnyPath) -> list[dict[str, Any]]:
     """The metrics that a `Tracker` wrote, a line each: step, seconds, and the values by name.
 
     Raises:
       ValueError: a line is not JSON.
     """
-    path = Path(folder) / FILE
+    path = folder / FILE
     rows = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.endswith("\n"):
@@ -123,13 +150,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def seconds_by_kind(folder: Path) -> dict[str, float]:
+def seconds_by_kind(folder: AnyPath) -> dict[str, float]:
     """Where a stage's time went, by the kinds of `goodput.KINDS`; empty where nobody has told."""
-    path = Path(folder) / GOODPUT
+    path = folder / GOODPUT
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _forget_after(path: Path, step: int) -> tuple[float, float]:
+def _forget_after(path: AnyPath, step: int) -> tuple[float, float]:
     """Drops the lines of later steps, all or none.
 
     Returns:
