@@ -215,7 +215,6 @@ def serve(name: str = "bucket") -> Iterator[tuple[Bucket, dict[str, str]]]:
             {
                 "STORAGE_EMULATOR_HOST": address,
                 "FSSPEC_GS_TOKEN": "anon",
-                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks by gRPC
                 "TENSORSTORE_GCS_HTTP_URL": address,
                 "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anybody",
             },

@@ -30,11 +30,13 @@ def to_path(text: str) -> AnyPath:
         return Path(text)
     if store != "gs":
         raise ValueError(
-            f"{text}: of all stores, checkpoints are written to gs:// alone; name a folder there, "
-            "or one on a disk that all processes share"
+            f"{text}: of all stores, checkpoints are written to gs:// alone; mount this one and "
+            "name the folder, or copy the run there when it is over"
         )
     if find_spec("gcsfs") is None:
         raise ValueError(f"{text} is reached by a package that is missing: pip install gcsfs")
+    # Else gcsfs asks by gRPC what kind of bucket it is, which no stand-in for the store answers.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from fsspec.config import conf
 
     # It would not notice what Orbax and other processes write.
