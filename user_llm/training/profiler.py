@@ -1,12 +1,16 @@
 """A trace of some steps, on demand."""
 
+import logging
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import jax
 
 from user_llm.files import AnyPath, upload
+
+logger = logging.getLogger(__name__)
 
 
 class Profiler:
@@ -17,11 +21,6 @@ class Profiler:
 
     def __init__(self, folder: AnyPath, steps: range):
         self._folder, self._steps, self._tracing = folder / "profile", steps, False
-        if isinstance(self._folder, Path):
-            self._here = self._folder
-        else:  # JAX writes to this machine alone
-            self._kept = TemporaryDirectory()
-            self._here = Path(self._kept.name)
 
     def __enter__(self) -> "Profiler":
         return self
@@ -32,6 +31,8 @@ class Profiler:
             self._stop(results)
         elif not self._tracing and step + 1 in self._steps:
             jax.block_until_ready(results)
+            in_reach = isinstance(self._folder, Path)  # JAX writes to this machine alone
+            self._here = self._folder if in_reach else Path(mkdtemp())
             jax.profiler.start_trace(self._here)
             self._tracing = True
 
@@ -44,4 +45,8 @@ class Profiler:
         jax.profiler.stop_trace()
         self._tracing = False
         if self._here != self._folder:
-            upload(self._here, self._folder)
+            try:
+                upload(self._here, self._folder)
+            except OSError as error:  # which is no reason to end a training
+                logger.error("%s", error)
+            shutil.rmtree(self._here)

@@ -9,11 +9,12 @@ long as that is said before each checkpoint: lines after the last one are droppe
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import jax
@@ -55,8 +56,7 @@ class Tracker:
             if isinstance(folder, Path):
                 self._here = folder
             else:
-                self._kept = TemporaryDirectory()
-                self._here = Path(self._kept.name)
+                self._here = Path(mkdtemp())
                 if (folder / FILE).exists():
                     (self._here / FILE).write_bytes((folder / FILE).read_bytes())
             self._lines = (self._here / FILE).open("a", buffering=1)
@@ -126,6 +126,8 @@ class Tracker:
             self._lines.close()
             self._write_goodput()
             self.publish()
+            if self._here != self._folder:
+                shutil.rmtree(self._here)
 
     def _write_goodput(self) -> None:
         seconds = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
