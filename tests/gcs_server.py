@@ -21,6 +21,7 @@ class Bucket:
     def __init__(self, name: str):
         self.name, self.lock, self.generation = name, threading.Lock(), 0
         self.objects: dict[str, tuple[bytes, int, str]] = {}
+        self.closed = False  # to whoever would write
 
     def told(self, name: str) -> dict[str, Any]:
         content, generation, updated = self.objects[name]
@@ -144,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
         content = self.body()
         if not re.fullmatch(rf"/upload/storage/v1/b/{re.escape(self.bucket.name)}/o", path):
             return self.missing()
+        if self.bucket.closed:
+            return self.answer(403, {"error": {"code": 403, "message": "Forbidden"}})
         if "upload_id" in query:
             return self.resume(query["upload_id"], content)
         kind = query.get("uploadType")

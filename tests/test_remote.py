@@ -29,7 +29,7 @@ from user_llm.training.tracking import Tracker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not find_spec("gcsfs"), reason="reaches buckets: pip install gcsfs"),
 ]
 
@@ -109,6 +109,19 @@ def test_a_save_that_was_killed_is_passed_over_quietly_and_removed(two_steps, bu
     assert not set(remains) & set(bucket.objects)
 
 
+def test_a_bucket_that_takes_nothing_ends_no_training(two_steps, bucket, monkeypatch, caplog):
+    checkpoints, states = two_steps
+    monkeypatch.setattr(bucket, "closed", True)
+    checkpoints.save(3, states[1], config=CONFIG)
+    checkpoints.save(4, states[1], config=CONFIG)
+    assert "could not be written to gs://bucket/run/checkpoints" in caplog.text
+    with pytest.raises(OSError, match="could not be written"):
+        checkpoints.wait()
+    monkeypatch.setattr(bucket, "closed", False)
+    checkpoints.save(5, states[1], config=CONFIG)
+    assert checkpoints.steps() == [2, 5]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
 def test_flipped_bits_are_detected_or_harmless(two_steps, bucket, caplog):
     checkpoints, states = two_steps
@@ -171,12 +184,38 @@ def test_a_run_is_opened_and_reported_on(bucket):
     }
 
 
-def test_the_command_line_takes_a_run_in_a_bucket(bucket, served, tmp_path):
-    Run(EXPERIMENT, to_path("gs://bucket/runs/tiny"))
-    command = [sys.executable, "-m", "user_llm.cli", "report", "gs://bucket/runs/tiny"]
-    said = subprocess.run(command, env=os.environ | served[1], cwd=tmp_path, capture_output=True)
-    assert said.stdout.decode() == "report: gs://bucket/runs/tiny/report.html\n", said.stderr
-    assert not list(tmp_path.iterdir())
+def test_the_command_line_makes_a_run_in_a_bucket_and_reads_it(bucket, served, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        "import runs_made\nfrom user_llm.config import Experiment\n\n\n"
+        "def config() -> Experiment:\n    return runs_made.EXPERIMENT\n"
+    )
+    cache = {"JAX_COMPILATION_CACHE_DIR": "gs://bucket/cache"}
+    environment = os.environ | served[1] | cache
+    environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+
+    def done(verb: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", "user_llm.cli", verb, *arguments]
+        said = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True)
+        assert said.returncode == 0, said.stderr.decode()[-3000:]
+        return said.stdout.decode()
+
+    def metrics() -> dict[str, dict]:
+        rows = json.loads(bucket.objects["tiny/evaluation.json"][0])["rows"]
+        return {row["system"]: row["metrics"] for row in rows}
+
+    few = ["--run-dir", "gs://bucket/tiny", "--pretrain.steps", "4", "--warmup.steps", "0"]
+    few += ["--align.steps", "0", "--evaluation.baselines", "shuffled_memory"]
+    assert "report: gs://bucket/tiny/report.html" in done("run", "tiny.py", *few)
+    judged = metrics()
+    del bucket.objects["tiny/evaluation.json"]
+    assert done("evaluate", "gs://bucket/tiny").count("\n") > 4
+    assert metrics() == judged
+    assert "60 users" in done("embed", "gs://bucket/tiny", "--out", "vectors")
+    report = bucket.objects.pop("tiny/report.html")[0]
+    done("report", "gs://bucket/tiny")
+    assert len(bucket.objects["tiny/report.html"][0]) == pytest.approx(len(report), rel=0.05)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.py", "datasets", "vectors"}
+    assert any(name.startswith("cache/") for name in bucket.objects)
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +232,14 @@ def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared,
     training.environment |= served[1]
     rng, in_saves = random.Random(count), 0
 
-    def saved() -> int:
-        return sum(name.endswith("/manifest.json") for name in list(bucket.objects))
+    def saved() -> list[int]:
+        own = (name for name in list(bucket.objects) if name.endswith("/manifest.json"))
+        return [int(name.split("/")[3][:8]) for name in own]
 
     def begun() -> Job:
         """A job that has saved once more than the one before."""
-        job, before = training.start(count), max(training.saved(), default=0)
-        while job.running() and max(training.saved(), default=0) == before:
+        job, before = training.start(count), max(saved(), default=0)
+        while job.running() and max(saved(), default=0) == before:
             time.sleep(0.02)
         return job
 
@@ -210,7 +250,7 @@ def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared,
             process.kill()
         assert [code for code, _ in job.end()] == [-signal.SIGKILL] * count
         folders = {name.split("/")[3] for name in list(bucket.objects) if "/checkpoints/" in name}
-        in_saves += len(folders) > saved()
+        in_saves += len(folders) > len(saved())
     job = begun()
     for process in job.processes:
         process.terminate()
