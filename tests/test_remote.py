@@ -26,6 +26,7 @@ from user_llm.runs import Run
 from user_llm.training import tracking
 from user_llm.training.checkpoint import Checkpoints
 from user_llm.training.tracking import Tracker
+from user_llm.training.watchdog import PEER_LOST
 
 pytestmark = [
     pytest.mark.slow,
@@ -248,7 +249,8 @@ def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared,
         time.sleep(rng.uniform(0, 0.5))
         for process in job.processes:
             process.kill()
-        assert [code for code, _ in job.end()] == [-signal.SIGKILL] * count
+        codes = {code for code, _ in job.end()}
+        assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, PEER_LOST}
         folders = {name.split("/")[3] for name in list(bucket.objects) if "/checkpoints/" in name}
         in_saves += len(folders) > len(saved())
     job = begun()

@@ -1,9 +1,11 @@
 """What the verbs of the command line do."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -350,9 +352,22 @@ def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str)
     print(f"{out}: {len(text_vectors.TextVectors(out))} vectors, of which {made} are new")
 
 
-def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:
-    path = data_path(str(source)) if source else None
-    print(builders.build(name, source=path, data_dir=data_dir, version=version))
+def data_build(
+    name: str, source: Path | None, data_dir: Path, version: str, beam: str | None = None
+) -> None:
+    """Builds a data set and tells its folder.
+
+    Raises:
+      ValueError: as `builders.build`, or Apache Beam is asked for and missing.
+    """
+    if beam is not None and not find_spec("apache_beam"):
+        raise ValueError(
+            "--beam needs Apache Beam; install the extra `beam`, in an environment of its own"
+        )
+    path, flags = data_path(str(source)) if source else None, {}
+    if beam is not None:
+        flags = {"beam": shlex.split(beam)}
+    print(builders.build(name, source=path, data_dir=data_dir, version=version, **flags))
 
 
 def data_inspect(folder: Path) -> None:

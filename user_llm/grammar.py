@@ -236,6 +236,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where it is written (default: %(default)s)",
     )
+    build.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help='let Apache Beam build it; its options: --beam="--runner=FlinkRunner"',
+    )
     inspect = add("data inspect", "describe a built data set", to=data_verbs)
     inspect.add_argument("folder", type=local, metavar="DIR", help="the folder of a built data set")
     lamp = add(

@@ -31,8 +31,8 @@ class Profiler:
             self._stop(results)
         elif not self._tracing and step + 1 in self._steps:
             jax.block_until_ready(results)
-            in_reach = isinstance(self._folder, Path)  # JAX writes to this machine alone
-            self._here = self._folder if in_reach else Path(mkdtemp())
+            # JAX writes to this machine alone.
+            self._here = self._folder if isinstance(self._folder, Path) else Path(mkdtemp())
             jax.profiler.start_trace(self._here)
             self._tracing = True
 
