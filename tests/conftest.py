@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; subprocesses inherit it
+# Before jax is imported; subprocesses inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's threads: a collective holds one of each device, and with too few all can wait for others.
+os.environ.setdefault("NPROC", "64")
 
 from collections.abc import Callable
 from pathlib import Path

@@ -64,6 +64,7 @@ class Case(NamedTuple):
     loss: Any
     moved: Any
     batch: dict
+    norms: float = 1.0  # what weights of the decoder's norms are about at first
 
 
 def encoder(kind, objective, features=ITEMS, items=None, next_k=1, objectives=None, **options):
@@ -86,7 +87,8 @@ def system(family, features=ITEMS[:1], encoder="autoregressive", **parts):
     decoder = DECODER.model_copy(update={"model_type": family} | FAMILIES[family])
     user = WIDE.model_copy(update={"kind": encoder})
     make = partial(UserLLM, config, decoder, user, features, None, READER)
-    return Case(make, losses.answer, trained(config), batch(features, config))
+    norms = 0.0 if family.startswith("gemma") else 1.0  # Gemma's add one
+    return Case(make, losses.answer, trained(config), batch(features, config), norms)
 
 
 def batch(features, system=None):

@@ -219,11 +219,20 @@ def test_only_candidates_are_held_against_the_targets(options):
     np.testing.assert_array_equal(np.asarray(by_table)[~candidates], 0)
 
 
-def test_what_rounding_draws_of_no_share_does_not_count(monkeypatch):
-    def fixed(proposal, all_alike, shape, key):
-        return jnp.broadcast_to(jnp.array([5, 9]), shape)
+def draw_always(monkeypatch, ids):
+    """Has these negatives drawn, whatever the key."""
+    proposed = objectives.proposed
 
-    monkeypatch.setattr(objectives, "draw", fixed)
+    def fixed(*args):
+        return proposed(*args)._replace(
+            draw=lambda shape, _: jnp.broadcast_to(jnp.array(ids), shape)
+        )
+
+    monkeypatch.setattr(objectives, "proposed", fixed)
+
+
+def test_what_rounding_draws_of_no_share_does_not_count(monkeypatch):
+    draw_always(monkeypatch, [5, 9])
     hidden, head, *_ = case(2, 4)
     targets, candidates = np.full((2, 4), 3), jnp.arange(VOCAB) != 5
     arrays = in_jax((hidden, head.T, targets, np.ones((2, 4))))
@@ -256,11 +265,7 @@ def test_gbce_is_its_formula_on_the_items_drawn(shared, monkeypatch):
     hidden, head, _, weights = case(2, 4)
     targets, count, t = np.array([[2, 3, 3, 9], [3, 4, 10, 2]]), 4, 0.75
     drawn = np.array([5, 9, 5, 3])
-
-    def fixed(proposal, all_alike, shape, key):
-        return jnp.broadcast_to(jnp.asarray(drawn), shape)
-
-    monkeypatch.setattr(objectives, "draw", fixed)
+    draw_always(monkeypatch, drawn)
     arrays = in_jax((hidden, head.T, targets, weights))
     loss = objective_of("gbce", arrays, negatives=count, shared=shared, calibration=t)
     (found,) = loss(jax.random.split(jax.random.key(0), 1))

@@ -110,7 +110,8 @@ class EventEmbedding(nnx.Module):
             shown &= jax.random.bernoulli(key, 1 - self.id_dropout, shown.shape)
         told = [self._embed(f, self.content[f.name][...][at]) for f in self.content_features]
         content = self.content_proj(jnp.concatenate(told, -1)) / self.scale
-        return jnp.where(shown[at][..., None], table, 0) + content
+        found = jnp.where(shown[at][..., None], table, 0) + content
+        return constrain(found, "vocab", None) if ids is None else found
 
     def _embed(self, feature, values):
         if feature.kind == "vector":
