@@ -30,6 +30,7 @@ from user_llm.config import (
 )
 from user_llm.data import pipeline
 from user_llm.data.dataset import clock_columns
+from user_llm.files import to_path
 from user_llm.runs import Run
 
 OPTIM = OptimConfig(learning_rate=1e-2)
@@ -90,7 +91,7 @@ def slowly(batches):
 
 
 if __name__ == "__main__":
-    folder, data_dir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    folder, data_dir, steps = to_path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     processes.join()
     pipeline.batches = slowly(pipeline.batches)
     patience = {"stuck_after": 10.0} if "--impatient" in sys.argv else {}

@@ -254,9 +254,15 @@ def test_an_incomplete_command_shows_its_usage(command, capsys):
     assert capsys.readouterr().err.startswith("usage: user-llm")
 
 
-def test_a_run_in_a_bucket_is_refused(config_file, capsys):
-    assert cli.main(["run", config_file, "--run-dir", "gs://bucket/run"]) == 2
-    assert "--run-dir gs://bucket/run is in a bucket" in capsys.readouterr().err
+def test_a_run_in_a_bucket_that_orbax_does_not_know_is_refused(config_file, capsys):
+    assert cli.main(["run", config_file, "--run-dir", "s3://bucket/run"]) == 2
+    assert "s3://bucket/run: of all stores" in capsys.readouterr().err
+
+
+def test_beam_is_asked_for_where_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("user_llm.commands.find_spec", lambda name: None)
+    assert cli.main(["data", "build", "amazon_reviews", "--beam", ""]) == 2
+    assert "install the extra `beam`, in an environment of its own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("said", ["5", "5:", "7:5", "0:3", "a:b"])

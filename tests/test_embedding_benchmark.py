@@ -11,21 +11,22 @@ from user_llm.inference import embeddings
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_verb_is_timed_killed_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_benchmark, "PAUSE", 0.05)
-    result = embedding_benchmark.benchmark(tmp_path, users=33_000, kills=2)
+    result = embedding_benchmark.benchmark(tmp_path, users=17_000, kills=1)
     assert json.loads((tmp_path / "benchmark.json").read_text())["samples"] == result["samples"]
-    assert [0, 1] <= [one["shards"] for one in result["left"]] <= [1, 2]
-    assert result["samples"][-1]["shards"] == 3
+    assert len(result["left"]) == 1
+    assert result["samples"][-1]["shards"] == 2
     for name in ("whole", "killed"):
         users = [user for some, _ in embeddings.read(tmp_path / name) for user in some]
-        assert len(set(users)) == len(users) == 33_000
+        assert len(set(users)) == len(users) == 17_000
     vectors = np.concatenate([some for _, some in embeddings.read(tmp_path / "killed")])
     assert np.isfinite(vectors).all() and vectors.std(0).min() > 0
     assert "the files are the same, byte for byte" in embedding_benchmark.table(result)
     commands.keep(result, embedding_benchmark.metrics(result), tmp_path / "kept", 1.0)
     (kept,) = records.read(tmp_path / "kept")
-    assert kept.metrics["users_per_second"] * kept.metrics["seconds"] == pytest.approx(33_000)
+    assert kept.metrics["users_per_second"] * kept.metrics["seconds"] == pytest.approx(17_000)
     assert kept.metrics["memory/peak"] >= kept.metrics["memory/last_third"] > 10**8
 
 

@@ -349,7 +349,7 @@ def test_the_command_in_a_manifests_head_is_one_line_that_bash_reads_the_same(wo
     ("run_dir", "cache"),
     [
         ("gs://bucket/run", "gs://bucket/cache"),
-        ("s3://bucket/a/run/", "s3://bucket/a/cache"),
+        ("gs://bucket/a/run/", "gs://bucket/a/cache"),
         ("runs/x", "runs/cache"),
         ("x", "cache"),
         ("/x", "/cache"),
@@ -379,6 +379,7 @@ def test_what_was_compiled_is_kept_beside_the_run_unless_told(run_dir, cache):
         ("slurm", {"name": "a" * 64}, "no DNS label"),
         ("jobset", {"run_dir": "runs/x"}, "such as gs://bucket/run"),
         ("jobset", {"run_dir": "gs://bucket"}, "such as gs://bucket/run"),
+        ("jobset", {"run_dir": "s3://bucket/run"}, "such as gs://bucket/run"),
         ("skypilot", {"run_dir": "/mnt/x"}, "such as gs://bucket/run"),
         ("slurm", {"run_dir": ""}, "--run-dir : String should have at least 1 character"),
         ("jobset", {"image": ""}, "name it by --image"),

@@ -91,8 +91,9 @@ def load_config(path: str) -> "Experiment":
       ValueError: there is no such file, it has no `config()`, or that returns something else.
     """
     from user_llm.config import Experiment
+    from user_llm.files import to_path
 
-    if (begun := Path(path, "config.json")).is_file():
+    if (begun := to_path(path) / "config.json").is_file():
         return Experiment.model_validate_json(begun.read_text())
     experiment = _returned(path, "config", "Experiment")
     if not isinstance(experiment, Experiment):
@@ -131,6 +132,7 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
     import tyro
 
     from user_llm.config import Experiment
+    from user_llm.files import to_path
 
     default = load_config(config)
 
@@ -152,13 +154,8 @@ def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, A
         """
         if seeds < 1:
             raise ValueError(f"--seeds {seeds} runs nothing; give 1 or more")
-        if "://" in run_dir:
-            raise ValueError(
-                f"--run-dir {run_dir} is in a bucket, where runs cannot be kept yet; mount it, as "
-                "gcsfuse does, and name the folder"
-            )
-        begun = config if Path(config).is_dir() else f"runs/{experiment.name}"
-        folder = Path(run_dir or begun)
+        begun = config if to_path(config).is_dir() else f"runs/{experiment.name}"
+        folder = to_path(run_dir or begun)
         own = {"experiment": experiment, "folder": folder, "record": record, "seeds": seeds}
         return own | {"verb": verb, "config": config, "profiled": _steps(profile_steps)}
 

@@ -1,9 +1,11 @@
 """What the verbs of the command line do."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -32,7 +34,7 @@ from user_llm.evaluation import (
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
-from user_llm.files import write_whole
+from user_llm.files import AnyPath, write_whole
 from user_llm.inference import embeddings, text_vectors, vectors
 from user_llm.inference.memories import Memories
 from user_llm.models import zoo as sizes
@@ -46,7 +48,7 @@ PREDICTED = 4096  # users whose recommendations are in memory at a time
 
 def run(
     experiment: Experiment,
-    folder: Path,
+    folder: AnyPath,
     verb: str,
     config: str = "",
     record: bool = False,
@@ -113,13 +115,13 @@ def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool)
         raise ValueError(f"failed: {', '.join(failed)}; what they said stands above")
 
 
-def evaluate(folder: Path) -> None:
+def evaluate(folder: AnyPath) -> None:
     """Judges a run and prints the table."""
     print(table(evaluation.evaluate(Run.open(folder))["rows"]))
 
 
 def benchmark_inference(
-    run: Path | None,
+    run: AnyPath | None,
     folder: Path,
     decoder: list[str] | None,
     histories: list[int] | None,
@@ -225,13 +227,13 @@ def benchmark_int8(decoder: Path, text: Path, folder: Path) -> None:
     print(int8.table(int8.loss(decoder, text, folder)))
 
 
-def benchmark_rectools(folder: Path, python: str, epochs: int) -> None:
+def benchmark_rectools(folder: AnyPath, python: str, epochs: int) -> None:
     """Trains RecTools' encoder beside a run's and prints the table."""
     print(rectools.table(rectools.compare(Run.open(folder), python, epochs=epochs)))
 
 
 def write_report(
-    folder: Path, png: bool = False, run_dir: Path | None = None, table: Sweep | None = None
+    folder: AnyPath, png: bool = False, run_dir: Path | None = None, table: Sweep | None = None
 ) -> None:
     """Writes the page of a run, or of a sweep with its figures, as pixels too if asked.
 
@@ -244,13 +246,13 @@ def write_report(
     if run_dir and not table:
         raise ValueError(f"--run-dir goes with a sweep's file, and the report of {folder} into it")
     if table:
-        file = folder
+        file = Path(folder)
         folder = run_dir or Path(f"{sweeps.default_folder(str(file))}_recorded")
         sweeps.write_recorded(folder, table, file)
-    swept = (folder / comparison.SWEEP).is_file()
+    swept = isinstance(folder, Path) and (folder / comparison.SWEEP).is_file()
     if png and not swept:
         raise ValueError(f"{folder} is not of a sweep, whose figures alone are drawn as --png")
-    path = comparison.write(folder, pixels=png) if swept else report.write(folder)
+    path = comparison.write(Path(folder), pixels=png) if swept else report.write(folder)
     print(f"report: {path}")
 
 
@@ -292,7 +294,7 @@ def zoo(items: int) -> None:
     print(sizes.table(items), sizes.decoder_table(), sep="\n\n")
 
 
-def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
+def predict(folder: AnyPath, events: Path, top: int, out: Path | None) -> None:
     """What a run's encoder recommends to the users of a file: JSON lines, to a file or shown."""
     recommender = stages.recommender(Run.open(folder))
     data = unseen.read(recommender.dataset, events)
@@ -323,7 +325,7 @@ def predict(folder: Path, events: Path, top: int, out: Path | None) -> None:
 
 
 def embed(
-    folder: Path, data: Path | None, events: Path | None, out: Path, memory: bool = False
+    folder: AnyPath, data: Path | None, events: Path | None, out: Path, memory: bool = False
 ) -> None:
     """Writes what a run knows of all users: its data set's, another built one's, or a file's.
 
@@ -373,9 +375,22 @@ def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str)
     print(f"{out}: {len(text_vectors.TextVectors(out))} vectors, of which {made} are new")
 
 
-def data_build(name: str, source: Path | None, data_dir: Path, version: str) -> None:
-    path = data_path(str(source)) if source else None
-    print(builders.build(name, source=path, data_dir=data_dir, version=version))
+def data_build(
+    name: str, source: Path | None, data_dir: Path, version: str, beam: str | None = None
+) -> None:
+    """Builds a data set and tells its folder.
+
+    Raises:
+      ValueError: as `builders.build`, or Apache Beam is asked for and missing.
+    """
+    if beam is not None and not find_spec("apache_beam"):
+        raise ValueError(
+            "--beam needs Apache Beam; install the extra `beam`, in an environment of its own"
+        )
+    path, flags = data_path(str(source)) if source else None, {}
+    if beam is not None:
+        flags = {"beam": shlex.split(beam)}
+    print(builders.build(name, source=path, data_dir=data_dir, version=version, **flags))
 
 
 def data_inspect(folder: Path) -> None:

@@ -5,6 +5,23 @@ from pathlib import Path
 from typing import Any
 
 
+def run(text: str) -> Any:
+    """The folder of a run, on this machine or in a bucket."""
+    from user_llm.files import to_path
+
+    try:
+        return to_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local(text: str) -> Path:
+    """A path on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is not on this machine, where it is to be")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Of all verbs, whose options are arguments of what `cli.TARGETS` names."""
     made = argparse.ArgumentParser(
@@ -25,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     quickstart.add_argument(
         "--run-dir",
         dest="folder",
-        type=Path,
+        type=run,
         default=Path("runs/quickstart"),
         help="where everything is written (default: %(default)s)",
     )
@@ -45,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--run-dir",
         dest="folder",
-        type=Path,
+        type=local,
         help="where everything is written: runs/<FILE's name>",
     )
     sweep.add_argument(
@@ -59,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "write a run's report as one HTML page")
     report.add_argument("--png", action="store_true", help="draw a sweep's figures as PNGs too")
     where = "of a sweep's file: where the page is written: runs/<FILE's name>_recorded"
-    report.add_argument("--run-dir", type=Path, help=where)
+    report.add_argument("--run-dir", type=local, help=where)
 
     benchmark = verbs.add_parser("benchmark", help="time what is here beside its peers")
     benchmark_verbs = benchmark.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -68,9 +85,9 @@ def parser() -> argparse.ArgumentParser:
     for sub in (evaluate, report, rectools):
         more = " or a sweep, or a sweep's file, of the figures that are recorded beside it"
         told = "the folder of a run" + (more if sub is report else "")
-        sub.add_argument("folder", type=Path, metavar="RUN", help=told)
+        sub.add_argument("folder", type=run, metavar="RUN", help=told)
     what = "whose system is measured; without it, ones of the published shape"
-    inference.add_argument("run", type=Path, nargs="?", metavar="RUN", help=what)
+    inference.add_argument("run", type=run, nargs="?", metavar="RUN", help=what)
     encoder = add("benchmark encoder", "time an encoder's training", benchmark_verbs)
     decode = add("benchmark decode", "time generation beside transformers", benchmark_verbs)
     catalog = add("benchmark catalog", "time decoding that names items alone", benchmark_verbs)
@@ -91,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--run-dir",
             dest="folder",
-            type=Path,
+            type=local,
             default=Path(f"runs/benchmark_{name}"),
             help="where the figures are written (default: %(default)s)",
         )
@@ -142,12 +159,12 @@ def parser() -> argparse.ArgumentParser:
     for sub in (inference, decode, catalog, difference, training, embedding):
         sub.add_argument(
             "--record",
-            type=Path,
+            type=local,
             metavar="DIR",
             help="adds the figures to the results.json there, such as configs/benchmarks",
         )
-    int8.add_argument("decoder", type=Path, metavar="FOLDER", help="a decoder with its tokenizer")
-    int8.add_argument("--text", type=Path, required=True, metavar="FILE", help="to be foretold")
+    int8.add_argument("decoder", type=local, metavar="FOLDER", help="a decoder with its tokenizer")
+    int8.add_argument("--text", type=local, required=True, metavar="FILE", help="to be foretold")
     rectools.add_argument(
         "--python",
         required=True,
@@ -175,21 +192,21 @@ def parser() -> argparse.ArgumentParser:
     embed = add("embed", "write what a run knows of all users, its own or others, to Parquet")
     events = "a table of user, item, timestamp, ...: .parquet, .csv, .json or .jsonl"
     for sub in (predict, embed):
-        sub.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run")
+        sub.add_argument("folder", type=run, metavar="RUN", help="the folder of a run")
         asked = sub is predict
-        sub.add_argument("--events", type=Path, metavar="FILE", required=asked, help=events)
+        sub.add_argument("--events", type=local, metavar="FILE", required=asked, help=events)
     predict.add_argument(
         "--top", type=int, default=10, metavar="K", help="items a user (default: %(default)s)"
     )
-    predict.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; shown if not given")
+    predict.add_argument("--out", type=local, metavar="FILE", help="JSON lines; shown if not given")
     embed.add_argument(
         "data",
-        type=Path,
+        type=local,
         metavar="DATASET",
         nargs="?",
         help="the folder of a built data set; the run's own if not given",
     )
-    embed.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder of shards")
+    embed.add_argument("--out", type=local, metavar="DIR", required=True, help="a folder of shards")
     embed.add_argument(
         "--memory",
         action="store_true",
@@ -198,9 +215,9 @@ def parser() -> argparse.ArgumentParser:
 
     texts = add("embed-texts", "write the vectors of a built data set's texts, each one once")
     texts.add_argument(
-        "encoder", type=Path, metavar="ENCODER", help="a folder with a BERT and its tokenizer"
+        "encoder", type=local, metavar="ENCODER", help="a folder with a BERT and its tokenizer"
     )
-    texts.add_argument("data", type=Path, metavar="DIR", help="the folder of a built data set")
+    texts.add_argument("data", type=local, metavar="DIR", help="the folder of a built data set")
     texts.add_argument(
         "--of",
         choices=("reviews", "titles", "texts"),
@@ -208,14 +225,14 @@ def parser() -> argparse.ArgumentParser:
         help="what users wrote, or items' titles or descriptions (default: %(default)s)",
     )
     texts.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="a folder, to which new texts join"
+        "--out", type=local, metavar="DIR", required=True, help="a folder, to which new texts join"
     )
     texts.add_argument(
         "--instruction", default="", metavar="TEXT", help="what each text is read after"
     )
 
     dpl = add("dpl", "let a language model of an endpoint write users' last reviews")
-    dpl.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    dpl.add_argument("folder", type=local, metavar="DIR", help="the folder of a built data set")
     told = "--url, --model, --out and more: `user-llm dpl DIR --help` lists them"
     rest(dpl, "--FLAG VALUE", told)
 
@@ -223,21 +240,26 @@ def parser() -> argparse.ArgumentParser:
     data_verbs = data.add_subparsers(title="verbs", metavar="VERB", required=True)
     build = add("data build", "build a data set from its raw files", to=data_verbs)
     build.add_argument("name", metavar="NAME", help="a builder, such as movielens")
-    build.add_argument("--source", type=Path, metavar="PATH", help="the folder of the raw files")
+    build.add_argument("--source", type=local, metavar="PATH", help="the folder of the raw files")
     build.add_argument("--version", default="", help="the builder's variant, such as 1m")
     build.add_argument(
         "--data-dir",
-        type=Path,
+        type=local,
         default=Path("datasets"),
         metavar="DIR",
         help="where it is written (default: %(default)s)",
     )
+    build.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help='let Apache Beam build it; its options: --beam="--runner=FlinkRunner"',
+    )
     inspect = add("data inspect", "describe a built data set", to=data_verbs)
-    inspect.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    inspect.add_argument("folder", type=local, metavar="DIR", help="the folder of a built data set")
     lamp = add(
         "data lamp-from-reviews", "make a set in LaMP's shape from a built data set", to=data_verbs
     )
-    lamp.add_argument("folder", type=Path, metavar="DIR", help="the folder of a built data set")
+    lamp.add_argument("folder", type=local, metavar="DIR", help="the folder of a built data set")
     lamp.add_argument(
         "--task",
         choices=("LaMP_2", "LaMP_3", "LaMP_4"),
@@ -258,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of a user for training at most (default: %(default)s)",
     )
-    lamp.add_argument("--out", type=Path, metavar="DIR", required=True, help="in LaMP's layout")
+    lamp.add_argument("--out", type=local, metavar="DIR", required=True, help="in LaMP's layout")
 
     launch = verbs.add_parser("launch", help="take an experiment to many machines")
     launch_verbs = launch.add_subparsers(title="verbs", metavar="VERB", required=True)

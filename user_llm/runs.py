@@ -22,7 +22,7 @@ from user_llm.data.dataset import Dataset
 from user_llm.data.peers import check_clustering
 from user_llm.data.tasks import corpus
 from user_llm.data.text import PassageTokenizer, Tokenizer
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, entries, nearby, to_path, write_atomically
 from user_llm.huggingface import check_decoder, decoder_config, text_encoder_config
 from user_llm.inference import text_vectors
 from user_llm.models.encoders import ENCODERS, Encoder
@@ -53,7 +53,7 @@ class Run:
       ValueError: the folder holds a run of another experiment.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, data_dir: Path = Path("datasets")):
+    def __init__(self, experiment: Experiment, folder: AnyPath, data_dir: Path = Path("datasets")):
         self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
         self.compared: Dataset | None = None  # the data set with differences, once they are made
         self.profiled = range(0)  # steps of each stage that are traced
@@ -63,14 +63,14 @@ class Run:
             begun = Experiment.model_validate_json(config.read_text()).model_dump(mode="json")
             if begun == self.config:
                 return
-            if any(path != config for path in folder.iterdir()):
+            if any(path != config for path in entries(folder)):
                 refuse_differences(begun, self.config, folder)
             # Else nothing has come of it: it was refused, or stopped before its first stage.
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(config, json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
-    def open(cls, folder: Path, data_dir: Path = Path("datasets")) -> "Run":
+    def open(cls, folder: AnyPath, data_dir: Path = Path("datasets")) -> "Run":
         """The run in a folder.
 
         Raises:
@@ -88,7 +88,7 @@ class Run:
         Raises:
           ValueError: it is not there.
         """
-        return Run.open(Path(self.experiment.grow_from), self.data_dir)
+        return Run.open(to_path(self.experiment.grow_from), self.data_dir)
 
     @cached_property
     def config(self) -> dict:
@@ -190,7 +190,7 @@ class Run:
         model = self.experiment.language_model
         if not model.from_run:
             return None
-        lender = Run.open(Path(model.from_run), self.data_dir)
+        lender = Run.open(to_path(model.from_run), self.data_dir)
         system = lender.experiment.system
         if model.from_stage == "finetune" and (system.crossed or system.strategy == "lora"):
             raise ValueError(
@@ -217,10 +217,10 @@ class Run:
             return lender.tokenizer
         if model.weights:
             return Tokenizer.load(data_path(model.weights))
-        folder = self.folder / "tokenizer"
-        if (folder / "tokenizer.json").is_file():
-            return Tokenizer.load(folder)
-        return Tokenizer.train(self.texts.training, model.architecture.vocab_size, folder)
+        with nearby(self.folder / "tokenizer") as folder:
+            if (folder / "tokenizer.json").is_file():
+                return Tokenizer.load(folder)
+            return Tokenizer.train(self.texts.training, model.architecture.vocab_size, folder)
 
     @cached_property
     def decoder_config(self) -> DecoderConfig:
@@ -309,7 +309,7 @@ class Run:
         return {"trained": seen > 0, **self.dataset.items.features}
 
 
-def refuse_differences(old: dict, new: dict, folder: Path) -> None:
+def refuse_differences(old: dict, new: dict, folder: AnyPath) -> None:
     """Raises a ValueError that names every field in which two experiments differ."""
     if differing := differing_fields(old, new):
         raise ValueError(

@@ -6,7 +6,6 @@ Each stage returns its parameters, and goes on where it was interrupted.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from user_llm.data.timelines import sample
 from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.metrics import Ranking
 from user_llm.evaluation.next_item import chunks, encoder_ranker
-from user_llm.files import write_atomically
+from user_llm.files import to_path, write_atomically
 from user_llm.huggingface import import_text_encoder, load_decoder
 from user_llm.inference import event_vectors, text_vectors
 from user_llm.inference.memories import Memories
@@ -121,7 +120,7 @@ def encoder(run: Run) -> Params:
     """The trained encoder of this run, or of the run that its experiment names."""
     if not (folder := run.experiment.encoder_from):
         return pretrain(run)
-    other = Run.open(Path(folder), run.data_dir)
+    other = Run.open(to_path(folder), run.data_dir)
     run.share(other)
     return pretrain(other)
 
@@ -133,7 +132,7 @@ def trained_encoder(run: Run) -> Params:
       ValueError: it has not been trained at all.
     """
     if other := run.experiment.encoder_from:
-        return trained_encoder(Run.open(Path(other), run.data_dir))
+        return trained_encoder(Run.open(to_path(other), run.data_dir))
     if not (saved := Checkpoints(run.folder / "pretrain" / "checkpoints")).steps():
         raise ValueError(
             f"{run.folder} holds no trained encoder; train it with `user-llm pretrain CONFIG`"

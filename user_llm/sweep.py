@@ -18,7 +18,7 @@ from typing import Any
 
 from user_llm.config import Experiment, Sweep
 from user_llm.evaluation import comparison, evaluate, records
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, write_atomically
 from user_llm.runs import Run, flat
 from user_llm.training.loop import PREEMPTED
 
@@ -74,7 +74,7 @@ def place(folder: Path, experiment: Experiment) -> Path:
     return folder / experiment.name / f"seed-{experiment.seed}"
 
 
-def finished(folder: Path) -> bool:
+def finished(folder: AnyPath) -> bool:
     """Whether a run has gone through to its report."""
     return (folder / "report.html").is_file()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, write_atomically
 
 SPLITS = ("train", "dev", "test")
 SHOWN = 10  # problems of a folder that an error tells
@@ -220,7 +220,7 @@ def write(folder: Path, task: str, questions: Mapping[str, Sequence[Question]]) 
             submit(folder / f"{split}_outputs.json", task, golds)
 
 
-def submit(path: Path, task: str, answers: dict[str, str]) -> None:
+def submit(path: AnyPath, task: str, answers: dict[str, str]) -> None:
     """Writes answers by their questions' ids as LaMP's evaluation wants them."""
     golds = [{"id": name, "output": answer} for name, answer in answers.items()]
     _put(path, {"task": task, "golds": golds})
@@ -310,5 +310,5 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
-def _put(path: Path, content: Any) -> None:
+def _put(path: AnyPath, content: Any) -> None:
     write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1))

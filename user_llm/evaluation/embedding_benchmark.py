@@ -6,7 +6,6 @@ alone, then some that are killed at random moments and one that goes on with wha
 
 import filecmp
 import json
-import math
 import os
 import random
 import shutil
@@ -31,6 +30,8 @@ from user_llm.runs import Run
 
 GROWTH = 1.1  # of the memory between the first third of the work and the last, at most
 PAUSE = 0.5  # seconds between two looks at a process
+
+Sample = dict[str, Any]  # seconds, shards, memory
 
 EXPERIMENT = Experiment(
     name="embedding_benchmark",
@@ -63,7 +64,7 @@ def benchmark(folder: Path, *, users: int = 1_000_000, kills: int = 3) -> dict[s
     crowd = build("crowd", source=None, data_dir=run.data_dir, users=users)
     events = json.loads((crowd / "counts.json").read_text())["events"]
 
-    def embed(name: str, **kill: float) -> list[dict[str, float]]:
+    def embed(name: str, **kill: Any) -> list[Sample]:
         return watch([str(run.folder), str(crowd)], folder / name, **kill)
 
     for name in ("whole", "killed"):
@@ -90,8 +91,8 @@ def benchmark(folder: Path, *, users: int = 1_000_000, kills: int = 3) -> dict[s
 
 
 def watch(
-    arguments: list[str], out: Path, *, at: float = math.inf, after: float = 0.0
-) -> list[dict[str, float]]:
+    arguments: list[str], out: Path, *, at: int | None = None, after: float = 0.0
+) -> list[Sample]:
     """What was seen of `embed`: the seconds since it began, shards there, bytes in memory.
 
     It is killed so many seconds `after` there are `at` shards.
@@ -110,14 +111,14 @@ def watch(
             seconds, shards = time.perf_counter() - began, len(list(out.glob("users-*")))
             memory = work.memory(process=process.pid) or memory  # none is left of one that ended
             seen.append({"seconds": seconds, "shards": shards, "memory": memory})
-            if shards >= at:
+            if at is not None and shards >= at:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(after)
                 process.kill()
         if process.returncode not in (0, -signal.SIGKILL):
             told.seek(0)
             raise ValueError(f"embed failed; it said {told.read()[-2000:]}")
-    if at < math.inf and not process.returncode:
+    if at is not None and not process.returncode:
         raise ValueError("embed was done before it could be killed; ask for more users")
     return seen
 
@@ -135,18 +136,16 @@ def metrics(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     Of the memory the most in each third of the time from the first shard on, when all is compiled.
     """
     seen = result["samples"]
-    working = [sample["memory"] for sample in seen if sample["shards"]] or [seen[-1]["memory"]]
-    first, _, last = (
-        max(part) if len(part) else working[-1] for part in np.array_split(working, 3)
-    )
+    working = [sample["memory"] for sample in seen if sample["shards"]]
+    thirds = [float(max(part)) for part in np.array_split(working, 3) if len(part)]
     return {
         "embedding": {
             "users_per_second": result["users"] / seen[-1]["seconds"],
             "seconds": seen[-1]["seconds"],
-            "memory/first_third": first,
-            "memory/last_third": last,
-            "memory/peak": max(sample["memory"] for sample in seen),
-            "kills": len(result["left"]),
+            "memory/first_third": thirds[0],
+            "memory/last_third": thirds[-1],
+            "memory/peak": float(max(sample["memory"] for sample in seen)),
+            "kills": float(len(result["left"])),
         }
     }
 

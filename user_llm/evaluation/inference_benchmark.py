@@ -31,7 +31,7 @@ from user_llm.evaluation.inference_subject import (
 from user_llm.evaluation.peers.answering import DECODER, TOKENS, Answering, best, write
 from user_llm.evaluation.peers.decoding import Decoding
 from user_llm.evaluation.peers.work import cores
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, write_atomically
 from user_llm.models import zoo
 from user_llm.runs import Run
 
@@ -96,7 +96,7 @@ def measurable(run: Run) -> bool:
 
 
 def benchmark(
-    folder: Path,
+    folder: AnyPath,
     *,
     run: Run | None = None,
     decoders: Sequence[str] = ASKED,

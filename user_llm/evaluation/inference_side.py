@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from user_llm.evaluation.answer_costs import Shape
 from user_llm.evaluation.inference_subject import Subject, made, of_run
 from user_llm.evaluation.peers.answering import DECODER, Answering, Start, asked, measure, read
+from user_llm.files import to_path
 from user_llm.inference.generate import Generator, State, grow
 from user_llm.runs import Run
 
@@ -30,7 +31,7 @@ def subject(work: Answering) -> Subject:
     """What the work asks about."""
     histories = sorted({history for history, _, _ in work.asked})
     if work.run:
-        return of_run(Run.open(Path(work.run), Path(work.data_dir)), histories)
+        return of_run(Run.open(to_path(work.run), Path(work.data_dir)), histories)
     folder = Path(work.folder)
     told = {history: read(folder, history) for history in histories}
     return made(Shape.of(work.shape), folder / DECODER, told)

@@ -31,6 +31,7 @@ from user_llm.data.timelines import user_of
 from user_llm.evaluation.answer_costs import Shape, Sizes
 from user_llm.evaluation.peers.answering import DECODER, TOKENS, Told, write
 from user_llm.evaluation.system import Context, System
+from user_llm.files import to_path
 from user_llm.huggingface import load_decoder, save_decoder
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import merged
@@ -198,7 +199,7 @@ class Preparation:
 
 def main() -> None:
     work = Preparation(**json.loads(sys.argv[1]))
-    run, folder = Run.open(Path(work.run), Path(work.data_dir)), Path(work.folder)
+    run, folder = Run.open(to_path(work.run), Path(work.data_dir)), Path(work.folder)
     subject = of_run(run, work.histories, folder / DECODER)
     prompts = subject.prompts
     write(folder, {history: asked.told for history, asked in prompts.items() if asked.told})

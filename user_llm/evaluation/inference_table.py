@@ -1,12 +1,11 @@
 """The inference benchmark's figures as tables, charts and records, beside what is wanted."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from user_llm.evaluation.charts import line_chart, svg
 from user_llm.evaluation.peers.answering import TOKENS
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, write_atomically
 
 SHORT = {
     "user_llm": "memory",
@@ -224,7 +223,7 @@ def targets(chief: Rows, parameters: int) -> Iterator[tuple[str, float, float, b
         )
 
 
-def draw(result: Row, folder: Path) -> None:
+def draw(result: Row, folder: AnyPath) -> None:
     """Writes for each decoder the time to the first token, and what is kept, by the history."""
     for model in result["decoders"]:
         rows = [row for row in result["rows"] if row["decoder"] == model["decoder"]]

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from user_llm.data.lamp import KINDS
 from user_llm.evaluation import charts, metrics
 from user_llm.evaluation.charts import Number
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, entries, write_atomically
 from user_llm.training import tracking
 from user_llm.training.goodput import told
 
@@ -71,7 +70,7 @@ COSTS = {  # columns of benchmark.json, in units that a person reads
 }
 
 
-def write(folder: Path) -> Path:
+def write(folder: AnyPath) -> AnyPath:
     """Writes `report.html` into a run's folder and returns its path.
 
     What the run has not left yet is left out: its stages' metrics, `evaluation.json`,
@@ -159,7 +158,7 @@ def duration(seconds: Number) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _read(path: Path, default: Any) -> Any:
+def _read(path: AnyPath, default: Any) -> Any:
     """A JSON file's value, or the default where there is no such file."""
     if not path.exists():
         return default
@@ -209,9 +208,11 @@ def results(
     }
 
 
-def _stages(folder: Path) -> list[dict[str, Any]]:
+def _stages(folder: AnyPath) -> list[dict[str, Any]]:
     """Every stage that logged something, in order, with a chart per metric worth one."""
-    tuned = {path.name.partition("-")[2] for path in folder.glob("finetune-*")}
+    tuned = {
+        path.name.partition("-")[2] for path in entries(folder) if path.name.startswith("finetune-")
+    }
     known = [system for system in MEANINGS if system in tuned]
     names = [*STAGES, *(f"finetune-{s}" for s in [*known, *sorted(tuned.difference(known))])]
     stages = []

@@ -123,10 +123,10 @@ class Job(Config):
                 f"{self.config} is looked for in the image; name a .py file of the repository by "
                 "its path from there"
             )
-        if not re.match(r"[a-z][a-z0-9]*://[^/]+/.", self.run_dir):
+        if not re.match(r"gs://[^/]+/.", self.run_dir):
             raise ValueError(
-                f"--run-dir {self.run_dir} is on the disk of one host, which other hosts and the "
-                "next start do not see; name a folder of a bucket, such as gs://bucket/run"
+                f"--run-dir {self.run_dir} is not where all hosts, and the next start, can keep a "
+                "run; name a folder of a bucket of Google's, such as gs://bucket/run"
             )
         return self
 

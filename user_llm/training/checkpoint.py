@@ -4,6 +4,8 @@ A checkpoint is a folder named `<step>-<hash>`, with `-best` after it where it i
 In it lie Orbax's `state` and `manifest.json`: step, config, metrics, and the shape, dtype and
 SHA-256 of every leaf, because Orbax does not notice flipped bits. The hash in the name is the
 manifest's own. The folder gets its name only when it is complete, so a killed save leaves none.
+In a bucket nothing can be renamed: there the manifest is what is written last and removed first,
+and a folder without one is no checkpoint.
 
 Arrays are hashed and taken off their devices before `save` returns, and written behind the
 training's back; `wait` returns when they are safe.
@@ -11,11 +13,11 @@ training's back; `wait` returns when they are safe.
 The step is the position in the data as well: batches are a function of seed and step.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +28,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from user_llm.files import (
+    AnyPath,
+    entries,
+    in_bucket,
+    modified,
+    remove_folder,
+    write_atomically,
+)
+
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})(-best)?")
+MANIFEST = "manifest.json"
 
 
 class Restored(NamedTuple):
@@ -53,8 +65,9 @@ class Checkpoints:
     With several processes, each of them calls every method, and they share the folder.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
-        self.folder = Path(folder).absolute()  # Orbax refuses relative paths
+    def __init__(self, folder: AnyPath, *, keep: int = 2, keep_every: int = 0):
+        # Orbax refuses relative paths, and no bucket has any.
+        self.folder = folder if in_bucket(folder) else Path(folder).absolute()
         self.keep, self.keep_every = keep, keep_every
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
@@ -111,14 +124,15 @@ class Checkpoints:
             "leaves": records,
         }
         text = json.dumps(manifest, indent=1).encode()
-        name = f"{step:08d}-{_manifest_hash(text)}{'-best' if best else ''}"
-        temporary = self.folder / f".{step:08d}.tmp"
+        name = _of_first(f"{step:08d}-{_manifest_hash(text)}{'-best' if best else ''}")
+        final = self.folder / name
+        temporary = final if in_bucket(final) else self.folder / f".{step:08d}.tmp"
         if jax.process_index() == 0:
-            for remains in self.folder.glob(".*.tmp"):
-                shutil.rmtree(remains)
+            for remains in filter(_is_remains, entries(self.folder)):
+                remove_folder(remains)
         multihost_utils.sync_global_devices("checkpoint folder is free")
         self._writing = self._writer.submit(
-            self._complete, _begin(temporary / "state", leaves), temporary, name, text
+            self._complete, _begin(temporary / "state", leaves), temporary, final, text
         )
 
     def wait(self) -> None:
@@ -145,16 +159,20 @@ class Checkpoints:
         else:  # of which other processes may know nothing: they are not waited for
             self._writer.shutdown()
 
-    def _complete(self, begun: Any, temporary: Path, name: str, manifest: bytes) -> None:
+    def _complete(self, begun: Any, temporary: AnyPath, final: AnyPath, manifest: bytes) -> None:
+        first = jax.process_index() == 0
         try:
             begun.result()
-            if jax.process_index() == 0:
-                (temporary / "manifest.json").write_bytes(manifest)
-                temporary.rename(self.folder / name)
-                self._prune(self.folder / name)
+            if first:
+                write_atomically(temporary / MANIFEST, manifest)
+                if temporary != final:
+                    temporary.rename(final)
         except Exception:
-            shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+            with contextlib.suppress(Exception):
+                remove_folder(temporary)  # it may be what fills the disk
             raise
+        if first:
+            self._prune(final)
 
     def restore(self, abstract: Any, *, best: bool = False) -> Restored | None:
         """The newest undamaged checkpoint, or the best; None where nothing was saved.
@@ -219,11 +237,12 @@ class Checkpoints:
             raise ValueError(f"every checkpoint in {self.folder} is damaged: {'; '.join(damages)}")
         return None
 
-    def _newest_first(self) -> list[Path]:
-        paths = [path for path in self.folder.glob("*-*") if NAME.fullmatch(path.name)]
-        return sorted(paths, key=lambda path: (_step(path), path.stat().st_mtime_ns), reverse=True)
+    def _newest_first(self) -> list[AnyPath]:
+        named = (path for path in entries(self.folder) if NAME.fullmatch(path.name))
+        saved = {path: when for path in named if (when := _saved(path)) is not None}
+        return sorted(saved, key=lambda path: (_step(path), saved[path]), reverse=True)
 
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, newest: AnyPath) -> None:
         latest, best = {}, []
         for path in self._newest_first():
             if _step(path) <= _step(newest):
@@ -233,26 +252,56 @@ class Checkpoints:
         kept = {newest, *list(latest.values())[: self.keep], *best[:1], *forever}
         for path in self._newest_first():
             if path not in kept:
-                shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
+                _remove(path)
 
 
 class _DamageError(Exception):
     """What is on disk is not what was saved."""
 
 
-def _step(path: Path) -> int:
+def _step(path: AnyPath) -> int:
     return int(path.name.split("-")[0])
 
 
-def _is_best(path: Path) -> bool:
+def _is_best(path: AnyPath) -> bool:
     return path.name.endswith("-best")
+
+
+def _saved(path: AnyPath) -> int | None:
+    """When a checkpoint was completed; None where it never was, or is being removed."""
+    try:
+        return modified(path / MANIFEST if in_bucket(path) else path)
+    except FileNotFoundError:
+        return None
+
+
+def _is_remains(path: AnyPath) -> bool:
+    """Whether it is what a save or a removal left that was killed."""
+    if in_bucket(path):
+        return NAME.fullmatch(path.name) is not None and _saved(path) is None
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _remove(path: AnyPath) -> None:
+    """Removes a checkpoint, which is none from the first moment on."""
+    if in_bucket(path):
+        (path / MANIFEST).unlink()
+        remove_folder(path)
+    else:
+        remove_folder(path.rename(path.with_name(f".{path.name}.tmp")))
+
+
+def _of_first(text: str) -> str:
+    """What the first process says, where each says something of the same length."""
+    said = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    return np.asarray(said).tobytes().decode()
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _begin(path: Path, leaves: dict[str, Any]) -> Any:
+def _begin(path: AnyPath, leaves: dict[str, Any]) -> Any:
     """A save that is under way, the arrays off their devices; its `result()` waits or raises."""
     try:
         return ocp.save_async(str(path), leaves)
@@ -288,9 +337,9 @@ def _manifest_hash(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: AnyPath) -> dict[str, Any]:
     try:
-        text = (path / "manifest.json").read_bytes()
+        text = (path / MANIFEST).read_bytes()
     except OSError as error:
         raise _DamageError(f"manifest.json cannot be read ({error})") from error
     if _manifest_hash(text) != path.name.split("-")[1]:
@@ -298,7 +347,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _read_leaves(path: Path, wanted: dict[str, Any], saved: dict[str, dict]) -> list[jax.Array]:
+def _read_leaves(path: AnyPath, wanted: dict[str, Any], saved: dict[str, dict]) -> list[jax.Array]:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     try:

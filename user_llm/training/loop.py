@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from user_llm.config import StageConfig
+from user_llm.files import AnyPath
 from user_llm.sharding import shardings
 from user_llm.training import goodput
 from user_llm.training.accumulate import accumulated
@@ -279,7 +279,7 @@ class Preemption:
 def fit(
     stage: Stage,
     *,
-    folder: Path,
+    folder: AnyPath,
     mesh: Mesh,
     seed: int,
     config: dict,
@@ -343,6 +343,7 @@ def fit(
                 if save or improved or over(cfg, step, best):
                     watchdog.beat()
                     with clock.spend("checkpoint"):
+                        tracker.publish()
                         checkpoints.save(step, state, config=config, metrics=figures, best=improved)
                 if stop:
                     break

@@ -1,29 +1,35 @@
 """A stage's metrics: JSON lines for the report, TensorBoard for the eye, a bar for the terminal.
 
 Beside them stands where the time went, in `goodput.json`.
+
+In a bucket nothing can be appended to, so all of it is written on this machine there, and put into
+the bucket every half minute and whenever `publish` says so. A run that is killed loses no line as
+long as that is said before each checkpoint: lines after the last one are dropped in any case.
 """
 
 import json
 import logging
-import socket
-import struct
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from tempfile import mkdtemp
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from user_llm.files import write_atomically
+from user_llm.files import AnyPath, upload, write_atomically
+from user_llm.training.board import Board
 from user_llm.training.goodput import Clock
 
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 GOODPUT = "goodput.json"
+PAUSE = 30.0  # seconds between two copies to a bucket
 
 
 class Tracker:
@@ -40,16 +46,22 @@ class Tracker:
       name: stands before the progress bar.
     """
 
-    def __init__(self, folder: Path, *, total: int, step: int = 0, name: str = "train"):
+    def __init__(self, folder: AnyPath, *, total: int, step: int = 0, name: str = "train"):
         self._writes = jax.process_index() == 0
-        self._folder, seconds, self.clock = Path(folder), 0.0, Clock()
+        self._folder, seconds, self.clock = folder, 0.0, Clock()
         if self._writes:
-            path = self._folder / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            seconds, lost = _forget_after(path, step)
+            folder.mkdir(parents=True, exist_ok=True)
+            seconds, lost = _forget_after(folder / FILE, step)
             self.clock = Clock(seconds_by_kind(folder), lost)
-            self._lines = path.open("a", buffering=1)
-            self._board = _Board(path.parent / "tensorboard", step)
+            self._copied = time.monotonic()
+            if isinstance(folder, Path):
+                self._here = folder
+            else:
+                self._here = Path(mkdtemp())
+                if (folder / FILE).exists():
+                    (self._here / FILE).write_bytes((folder / FILE).read_bytes())
+            self._lines = (self._here / FILE).open("a", buffering=1)
+            self._board = Board(self._here / "tensorboard", step)
         self._start = time.monotonic() - seconds
         pause = 0.5 if sys.stderr.isatty() else 60.0  # a log file keeps every line of the bar
         self._bar = tqdm(
@@ -76,6 +88,8 @@ class Tracker:
             self._write_goodput()
         with self._surviving(f"step {step}"):
             self._board.log(step, values)
+        if time.monotonic() - self._copied > PAUSE:
+            self.publish()
         rates = {
             name.replace("_per_second", "/s"): tqdm.format_sizeof(value)
             for name, value in values.items()
@@ -85,6 +99,14 @@ class Tracker:
         if shown := loss | rates:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
+
+    def publish(self) -> None:
+        """Puts what was logged so far where it belongs, if that is in a bucket."""
+        if not self._writes or self._here == self._folder:
+            return
+        with self._surviving("the metrics"):  # the next time all of them are put there
+            upload(self._here, self._folder)
+        self._copied = time.monotonic()
 
     def __enter__(self) -> "Tracker":
         return self
@@ -96,6 +118,9 @@ class Tracker:
                 self._board.close()
                 self._lines.close()
                 self._write_goodput()
+            self.publish()
+            if self._here != self._folder:
+                shutil.rmtree(self._here)
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -106,69 +131,16 @@ class Tracker:
 
     def _write_goodput(self) -> None:
         seconds = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
-        write_atomically(self._folder / GOODPUT, json.dumps(seconds) + "\n")
+        write_atomically(self._here / GOODPUT, json.dumps(seconds) + "\n")
 
 
-class _Board:
-    """Scalars for TensorBoard, on disk as soon as they are logged.
-
-    tensorboardX would write them in a thread, which a full disk ends; then whoever logs waits for
-    ever. A file that a failure may have torn is left behind, and another begun.
-    """
-
-    def __init__(self, folder: Path, step: int):
-        self._folder, self._step = folder, step  # the last one that is written
-        self._file: IO[bytes] | None = None
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-        from tensorboardX.summary import scalar  # imports torch where that is installed
-
-        now, events = time.time(), []
-        if self._file is None:
-            self._folder.mkdir(exist_ok=True)
-            told = f"{int(now)}.{socket.gethostname()}.{self._step}"
-            self._file = (self._folder / f"events.out.tfevents.{told}").open("ab")
-            # TensorBoard forgets what other files have from this step on.
-            first = Event(wall_time=now, step=self._step + 1, file_version="brain.Event:2")
-            start = Event(wall_time=now, step=self._step + 1)
-            start.session_log.status = start.session_log.START
-            events = [first, start]
-        events += [
-            Event(wall_time=now, step=step, summary=scalar(name, value))
-            for name, value in values.items()
-        ]
-        try:
-            self._file.write(b"".join(_framed(event.SerializeToString()) for event in events))
-            self._file.flush()
-        except OSError:
-            self.close()
-            raise
-        self._step = step
-
-    def close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # what could not be written just now
-                self._file.close()
-            self._file = None
-
-
-def _framed(data: bytes) -> bytes:
-    """A record of TensorFlow's: the length, its checksum, the data, its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(data))
-    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    return b"".join((length, next(sums), data, next(sums)))
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: AnyPath) -> list[dict[str, Any]]:
     """The metrics that a `Tracker` wrote, a line each: step, seconds, and the values by name.
 
     Raises:
       ValueError: a line is not JSON.
     """
-    path = Path(folder) / FILE
+    path = folder / FILE
     rows = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.endswith("\n"):
@@ -180,13 +152,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def seconds_by_kind(folder: Path) -> dict[str, float]:
+def seconds_by_kind(folder: AnyPath) -> dict[str, float]:
     """Where a stage's time went, by the kinds of `goodput.KINDS`; empty where nobody has told."""
-    path = Path(folder) / GOODPUT
+    path = folder / GOODPUT
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _forget_after(path: Path, step: int) -> tuple[float, float]:
+def _forget_after(path: AnyPath, step: int) -> tuple[float, float]:
     """Drops the lines of later steps, all or none.
 
     Returns:

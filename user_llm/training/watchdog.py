@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jax
 
+from user_llm.files import AnyPath
+
 logger = logging.getLogger(__name__)
 
 STUCK = 134  # what a shell says of a process that aborted
@@ -25,10 +27,11 @@ class Watchdog:
 
     Args:
       limit: seconds without a beat; 0: as many as it takes.
-      folder: receives `stuck-<process>.txt`, which says where every thread was.
+      folder: receives `stuck-<process>.txt`, which says where every thread was. If it is in a
+        bucket, which may be what is waited for, that is said on standard error.
     """
 
-    def __init__(self, limit: float, folder: Path):
+    def __init__(self, limit: float, folder: AnyPath):
         self._limit, self._folder = limit, folder
         self._last, self._over = time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -53,11 +56,18 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(self._limit / 4, 5)):
             if (idle := time.monotonic() - self._last) > self._limit:
-                path = self._folder / f"stuck-{jax.process_index()}.txt"
-                logger.error("no step for %.0f s; %s says where every thread is", idle, path)
-                with path.open("w") as file:
-                    faulthandler.dump_traceback(file)
+                self._dump(idle)
                 _leave(STUCK)
+
+    def _dump(self, idle: float) -> None:
+        path = self._folder / f"stuck-{jax.process_index()}.txt"
+        if not isinstance(path, Path):
+            logger.error("no step for %.0f s; where every thread is:", idle)
+            faulthandler.dump_traceback()
+            return
+        logger.error("no step for %.0f s; %s says where every thread is", idle, path)
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file)
 
 
 def _leave(code: int) -> None:

@@ -22,7 +22,8 @@ def build(
     """The folder below `data_dir` of the built data set, built now unless it is there already.
 
     The folder's name tells the content of the source files, the schema and the options, so whatever
-    changes is built anew. `options` are those of the builder's `read`.
+    changes is built anew. `options` are those of the builder's `read`; `beam`, a list of Apache
+    Beam's options, lets that build it, and the records are the same.
 
     Raises:
       ValueError: an unknown builder or version, or source files that cannot be read.

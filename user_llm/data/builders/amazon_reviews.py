@@ -8,13 +8,16 @@ takes (see `dpl_benchmark`).
 
 from itertools import takewhile
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from user_llm.data.builders import dpl_benchmark, lines, reviews
 from user_llm.data.builders.base import Raw, Record, timelines
 from user_llm.data.builders.reviews import Layout, ReviewBuilder
+
+if TYPE_CHECKING:
+    from user_llm.data.builders.distributed import Plan
 
 YEAR_2014 = Layout(
     reviews=("*.json",),
@@ -92,6 +95,15 @@ class AmazonReviews(ReviewBuilder, skip_registration=True):
             events, items = _benchmark(events, items, remarks)
         users = len(np.unique(events["user"]))
         return Raw(reviews.SCHEMA, users, timelines(events), _without_root(items), remarks)
+
+    @classmethod
+    def plan(cls, source: Path | None, version: str, flags: list[str]) -> "Plan":
+        layout = cls.layout(version)
+        if not layout.items or layout is DPL:
+            raise ValueError(f"{cls.name} of {version} is built by one machine; leave --beam out")
+        from user_llm.data.builders.distributed import plan
+
+        return plan(*reviews.find(source, layout), layout, _describe, flags)
 
 
 def _is_long(row: lines.Row) -> bool:

@@ -7,9 +7,10 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,6 +18,9 @@ from tqdm.auto import tqdm
 
 from user_llm.data.dataset import count
 from user_llm.data.schema import TimelineSchema
+
+if TYPE_CHECKING:  # it imports Apache Beam, which most environments lack
+    from user_llm.data.builders.distributed import Plan
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -35,6 +39,12 @@ class Raw(NamedTuple):
     timelines: Callable[[], Iterator[Record]]
     items: list[Record]
     remarks: list[str]  # what was repaired, or differs from what was expected
+
+    def records(self, config: str) -> Iterator[Record]:
+        return self.timelines() if config == "timelines" else iter(self.items)
+
+    def number(self, config: str) -> int:
+        return self.users if config == "timelines" else len(self.items)
 
 
 class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -57,22 +67,44 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The raw data, checked."""
 
     @classmethod
-    def build(cls, source: Path | None, data_dir: Path, version: str, **options: Any) -> Path:
+    def plan(cls, source: Path | None, version: str, flags: list[str], **options: Any) -> "Plan":
+        """How Apache Beam, told its flags, makes the same records as `read`."""
+        raise ValueError(f"{cls.name} is built by one machine alone; leave --beam out")
+
+    @classmethod
+    def build(
+        cls,
+        source: Path | None,
+        data_dir: Path,
+        version: str,
+        beam: list[str] | None = None,
+        **options: Any,
+    ) -> Path:
         """The complete folder of this data set below `data_dir`; see `builders.build`."""
         files = cls.files(source, version, **options)
         name = "-".join(filter(None, (cls.name, version, cls._fingerprint(files, options))))
         folder = data_dir / name
         if (folder / "counts.json").is_file():
             return folder
-        raw = cls.read(source, version, **options)
-        for remark in raw.remarks:
-            logger.warning("%s: %s", name, remark)
+        if beam is None:
+            raw = cls.read(source, version, **options)
+        else:
+            raw = cls.plan(source, version, beam, **options)
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-") as temporary:
             made = Path(temporary, name)
-            events = cls._write(raw, made)
-            counts = {"users": raw.users, "events": events, "items": len(raw.items)}
-            counts |= {"builder": cls.name, "version": version, "remarks": raw.remarks}
+            tally = cls._write(raw, made)
+            remarks = raw.remarks if isinstance(raw, Raw) else raw.remarks(tally)
+            for remark in remarks:
+                logger.warning("%s: %s", name, remark)
+            counts = {
+                "users": tally["timelines"],
+                "events": tally["events"],
+                "items": tally["items"],
+                "builder": cls.name,
+                "version": version,
+                "remarks": remarks,
+            }
             (made / "schema.json").write_text(raw.schema.model_dump_json(indent=2))
             (made / "counts.json").write_text(json.dumps(counts, indent=2))
             try:
@@ -93,41 +125,54 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return digest.hexdigest()[:8]
 
     @classmethod
-    def _write(cls, raw: Raw, folder: Path) -> int:
-        """Writes and recounts both configs; the number of events."""
+    def _write(cls, raw: "Raw | Plan", folder: Path) -> Counter[str]:
+        """Writes and recounts both configs; how many there are of each, and of events."""
         tfds.disable_progress_bar()  # ours tells users, TFDS's three tell shards and splits
-        for config, expected in (("timelines", raw.users), ("items", len(raw.items))):
+        options = None if isinstance(raw, Raw) else raw.options
+        tally = Counter()
+        for config in ("timelines", "items"):
             builder = cls(raw, config=config, data_dir=folder, file_format="array_record")
             with contextlib.redirect_stdout(None):  # TFDS prints of a download that never is
-                builder.download_and_prepare(download_dir=folder.parent / "downloads")
+                builder.download_and_prepare(
+                    download_dir=folder.parent / "downloads",
+                    download_config=tfds.download.DownloadConfig(beam_options=options),
+                )
+            expected = raw.number(config) if isinstance(raw, Raw) else builder.tally[config]
             if (written := count(Path(builder.data_dir))) != expected:
                 raise RuntimeError(f"{written} of {expected} {config} were written to {folder}")
-            if config == "timelines":
-                events = builder.events
-        return events
+            tally |= builder.tally  # what both counted, both found the same
+        return tally
 
-    def __init__(self, raw: Raw, config: str, **arguments: Any):
+    def __init__(self, raw: "Raw | Plan", config: str, **arguments: Any):
         self.raw = raw
-        self.events = 0  # written so far
+        self.tally: Counter[str] = Counter()  # what was written so far
         self.what = config
         super().__init__(config=config, **arguments)
 
-    def _records(self) -> Iterator[Record]:
-        return self.raw.timelines() if self.what == "timelines" else iter(self.raw.items)
-
     def _info(self) -> tfds.core.DatasetInfo:
-        first = next(self._records())
+        raw = self.raw
+        first = next(raw.records(self.what)) if isinstance(raw, Raw) else raw.examples[self.what]
         features = tfds.features.FeaturesDict({k: _feature(v) for k, v in first.items()})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[int, Record]]:
-        total = {"timelines": self.raw.users, "items": len(self.raw.items)}[self.what]
-        for key, record in enumerate(tqdm(self._records(), f"{self.name} {self.what}", total)):
-            self.events += len(record.get("timestamp", ()))
+    def _generate_examples(self) -> Any:
+        raw = self.raw
+        return self._numbered(raw) if isinstance(raw, Raw) else raw.makers[self.what]
+
+    def _numbered(self, raw: Raw) -> Iterator[tuple[int, Record]]:
+        told = tqdm(raw.records(self.what), f"{self.name} {self.what}", raw.number(self.what))
+        for key, record in enumerate(told):
+            self.tally[self.what] += 1
+            self.tally["events"] += len(record.get("timestamp", ()))
             yield key, record
+
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        from user_llm.data.builders.distributed import counted
+
+        self.tally.update(counted(pipeline_result))
 
 
 def timelines(columns: Mapping[str, np.ndarray]) -> Callable[[], Iterator[Record]]:

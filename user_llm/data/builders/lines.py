@@ -41,7 +41,7 @@ def rows(
     for number, line in _lines(path):
         lines += 1
         try:
-            found = [_checked(row, wanted) for row in unfold(PARSERS[form](line.decode()))]
+            found = parsed(line, form, wanted, unfold)
         except MALFORMED as error:
             bad += 1
             first = first or f"line {number} ({error})"
@@ -54,6 +54,13 @@ def rows(
         )
     if bad:
         remarks.append(f"{path.name}: {bad} malformed lines dropped, first {first}")
+
+
+def parsed(
+    line: bytes, form: str, wanted: Mapping[str, Fits], unfold: Callable[[Row], list[Row]]
+) -> list[Row]:
+    """What a line unfolds to; raises one of MALFORMED where it is none."""
+    return [_checked(row, wanted) for row in unfold(PARSERS[form](line.decode()))]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -96,20 +96,30 @@ def _named(source: Path, name: str) -> list[Path]:
 
 def rows(paths: Iterable[Path], layout: Layout, remarks: list[str]) -> Iterator[Row]:
     """The reviews in files; the time of one may be None."""
-    wanted = {
+    wanted = wanted_of_reviews(layout)
+    for path in paths:
+        yield from lines.rows(path, layout.form, wanted, remarks, layout.unfold)
+
+
+def wanted_of_reviews(layout: Layout) -> dict[str, lines.Fits]:
+    """What each field of a review must be."""
+    return {
         layout.user: _is_id,
         layout.item: _is_id,
         layout.rating: lambda value: isinstance(value, int | float),
         layout.time: lambda value: value is None or _is_time(value, layout.ticks),
     }
-    for path in paths:
-        yield from lines.rows(path, layout.form, wanted, remarks, layout.unfold)
+
+
+def wanted_of_items(layout: Layout) -> dict[str, lines.Fits]:
+    """The same of an item's description."""
+    return {layout.item: _is_id}
 
 
 def descriptions(paths: Iterable[Path], layout: Layout, remarks: list[str]) -> Iterator[Row]:
     """The descriptions of items in files."""
     for path in paths:
-        yield from lines.rows(path, layout.items_form, {layout.item: _is_id}, remarks)
+        yield from lines.rows(path, layout.items_form, wanted_of_items(layout), remarks)
 
 
 def _is_id(value: Any) -> bool:
@@ -126,7 +136,7 @@ def events(rows: Iterable[Row], layout: Layout, remarks: list[str]) -> dict[str,
     Raises:
       ValueError: no review is left.
     """
-    table = np.fromiter((_event(row, layout) for row in rows), COLUMNS)
+    table = np.fromiter((event(row, layout) for row in rows), COLUMNS)
     timed = table["timestamp"] != UNTIMED
     if not timed.any():
         raise ValueError(f"of {len(table)} reviews none has a {layout.time}; is a file empty?")
@@ -139,7 +149,8 @@ def events(rows: Iterable[Row], layout: Layout, remarks: list[str]) -> dict[str,
     return without_repeats(columns, remarks)
 
 
-def _event(row: Row, layout: Layout) -> tuple[str, str, float, int, str]:
+def event(row: Row, layout: Layout) -> tuple[str, str, float, int, str]:
+    """A review in the order of COLUMNS; its time in ticks."""
     user, item = sys.intern(row[layout.user]), sys.intern(row[layout.item])  # they recur
     time = UNTIMED if row.get(layout.time) is None else row[layout.time]
     return user, item, float(row[layout.rating]), time, _text(row, layout)
