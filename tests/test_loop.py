@@ -264,7 +264,7 @@ def test_the_best_by_validation_is_returned_and_patience_ends_the_stage(
     np.testing.assert_array_equal(found, seen[1])
     assert (saved(tmp_path).steps(), saved(tmp_path).best()[0]) == ([4, 8], 4)
     lines = (tmp_path / tracking.FILE).read_bytes()
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: None)  # nothing is left to train
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: pytest.fail)  # nothing is left
     np.testing.assert_array_equal(run(stage(validate=validate, **changes), tmp_path, mesh), found)
     assert (tmp_path / tracking.FILE).read_bytes() == lines
 

@@ -258,7 +258,7 @@ def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch
     first = evaluate(start(of))
     run = start(of)
     left = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != "evaluation.json"}
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: pytest.fail)
     again = evaluate(run)
     assert (again["rows"], again["users"]) == (first["rows"], first["users"])
     assert left == {p: p.stat().st_mtime_ns for p in left}
