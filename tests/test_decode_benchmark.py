@@ -7,7 +7,7 @@ import jax
 import pytest
 from models_made import UNTIED
 
-from user_llm import commands
+from user_llm import benchmarks
 from user_llm.evaluation import decode_benchmark, limits, records
 from user_llm.evaluation.peers.decoding import Decoding
 
@@ -29,7 +29,7 @@ def test_all_sides_are_timed_and_recorded(tmp_path):
     figures = decode_benchmark.metrics(result)
     assert list(figures) == [f"decode/{side}" for side in kinds]
     ratio = result["rows"][0]["prefill"] / result["rows"][1]["prefill"]
-    commands.keep(result, figures, tmp_path / "kept", 1.0)
+    benchmarks.keep(result, figures, tmp_path / "kept", 1.0)
     ours = records.read(tmp_path / "kept")[0]
     assert ours.metrics["prefill/times_the_peer"] == pytest.approx(ratio)
     assert ours.metrics["decode_2/tokens_per_second"] == result["rows"][0]["decode"]["2"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from user_llm import commands
+from user_llm import benchmarks
 from user_llm.evaluation import embedding_benchmark, records
 from user_llm.inference import embeddings
 
@@ -24,7 +24,7 @@ def test_the_verb_is_timed_killed_and_recorded(tmp_path, monkeypatch):
     vectors = np.concatenate([some for _, some in embeddings.read(tmp_path / "killed")])
     assert np.isfinite(vectors).all() and vectors.std(0).min() > 0
     assert "the files are the same, byte for byte" in embedding_benchmark.table(result)
-    commands.keep(result, embedding_benchmark.metrics(result), tmp_path / "kept", 1.0)
+    benchmarks.keep(result, embedding_benchmark.metrics(result), tmp_path / "kept", 1.0)
     (kept,) = records.read(tmp_path / "kept")
     assert kept.metrics["users_per_second"] * kept.metrics["seconds"] == pytest.approx(17_000)
     assert kept.metrics["memory/peak"] >= kept.metrics["memory/last_third"] > 10**8

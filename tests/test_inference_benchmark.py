@@ -9,7 +9,7 @@ import pytest
 from models_made import UNTIED
 from runs_made import EXPERIMENT
 
-from user_llm import commands, stages
+from user_llm import benchmarks, stages
 from user_llm.evaluation import (
     answer_costs,
     inference_benchmark,
@@ -66,7 +66,7 @@ def test_all_systems_are_timed_told_and_recorded(tmp_path, monkeypatch):
     assert "by formula only" in text and "text's operations, × of user_llm, keys kept" in text
     assert "transformers, warm first token, × of user_llm, memory kept" in text
     figures = inference_table.metrics(result)
-    commands.keep(result, figures, tmp_path / "kept", 1.0)
+    benchmarks.keep(result, figures, tmp_path / "kept", 1.0)
     kept = {row.run: row.metrics for row in records.read(tmp_path / "kept")}
     cold = rows["tiny", "user_llm"]["asked"]["1"]["first"]
     assert kept["inference/tiny/user_llm"]["events_4/users_1/first_seconds"] == cold
@@ -185,7 +185,7 @@ def test_answers_that_begin_otherwise_are_refused():
 
 def test_a_run_s_own_decoder_is_no_choice(tmp_path):
     with pytest.raises(ValueError, match="has its own decoder"):
-        commands.benchmark_inference(tmp_path, tmp_path, ["3m"], None, 1, None)
+        benchmarks.inference(tmp_path, tmp_path, ["3m"], None, 1, None)
 
 
 @pytest.mark.parametrize(

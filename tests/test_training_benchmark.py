@@ -13,7 +13,7 @@ from flax import nnx
 from models_made import UNTIED
 from products_traced import products
 
-from user_llm import commands
+from user_llm import benchmarks
 from user_llm.config import SystemConfig
 from user_llm.evaluation import flops, records, training_benchmark, training_side
 from user_llm.evaluation.decode_benchmark import write_random
@@ -44,7 +44,7 @@ def test_all_sides_are_timed_and_recorded(tmp_path, monkeypatch):
     assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
     text = training_benchmark.table(result)
     assert "× peer" in text and "cross-attention:" in text and "wanted" in text
-    commands.keep(result, training_benchmark.metrics(result), tmp_path / "kept", 1.0)
+    benchmarks.keep(result, training_benchmark.metrics(result), tmp_path / "kept", 1.0)
     kept = {record.run: record.metrics for record in records.read(tmp_path / "kept")}
     assert list(kept) == [f"training/tiny/{side}" for side in SIDES]
     times = rows[THEIRS]["seconds"] / rows[GIVEN]["seconds"]

@@ -1,9 +1,8 @@
-"""What the verbs of the command line do."""
+"""What the verbs of the command line do; those of `benchmark` have a file of their own."""
 
 import json
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,20 +16,11 @@ from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
 from user_llm.data.dataset import fingerprint, load
 from user_llm.evaluation import (
-    catalog_benchmark,
     comparison,
-    decode_benchmark,
-    difference_benchmark,
-    embedding_benchmark,
-    encoder_benchmark,
     inference_benchmark,
-    inference_subject,
     inference_table,
-    int8,
     records,
-    rectools,
     report,
-    training_benchmark,
 )
 from user_llm.evaluation import evaluate as evaluation
 from user_llm.evaluation.metrics import spread, table
@@ -118,118 +108,6 @@ def sweep(table: Sweep, file: str, folder: Path | None, only: str, record: bool)
 def evaluate(folder: AnyPath) -> None:
     """Judges a run and prints the table."""
     print(table(evaluation.evaluate(Run.open(folder))["rows"]))
-
-
-def benchmark_inference(
-    run: AnyPath | None,
-    folder: Path,
-    decoder: list[str] | None,
-    histories: list[int] | None,
-    rounds: int,
-    record: Path | None,
-) -> None:
-    """Counts and times what a memory costs beside the text prompt and prints the tables.
-
-    Of a run, the figures are written to its folder.
-
-    Raises:
-      ValueError: both a run and decoders are given.
-    """
-    if run and decoder:
-        raise ValueError(f"{run} has its own decoder; leave out --decoder, or the run")
-    started = time.perf_counter()
-    decoders = decoder or inference_benchmark.ASKED
-    opened = Run.open(run) if run else None
-    result = inference_benchmark.benchmark(
-        run or folder, run=opened, decoders=decoders, histories=histories, rounds=rounds
-    )
-    print(inference_table.table(result))
-    if record is not None:
-        keep(result, inference_table.metrics(result), record, time.perf_counter() - started)
-
-
-def benchmark_encoder(folder: Path, steps: int, rounds: int, rectools: str | None) -> None:
-    """Times an encoder's training beside its peers and prints the table."""
-    result = encoder_benchmark.benchmark(
-        folder, steps=steps, rounds=rounds, rectools_python=rectools
-    )
-    print(encoder_benchmark.table(result))
-
-
-def benchmark_decode(folder: Path, decoder: str | None, rounds: int, record: Path | None) -> None:
-    """Times generation beside transformers and prints the table."""
-    started = time.perf_counter()
-    shape = decoder or decode_benchmark.LLAMA_134M
-    result = decode_benchmark.benchmark(folder, decoder=shape, rounds=rounds)
-    print(decode_benchmark.table(result))
-    if record is not None:
-        keep(result, decode_benchmark.metrics(result), record, time.perf_counter() - started)
-
-
-def benchmark_catalog(folder: Path, rounds: int, record: Path | None) -> None:
-    """Times decoding that can only name items, by their number, and prints the table."""
-    started = time.perf_counter()
-    result = catalog_benchmark.benchmark(folder, rounds=rounds)
-    print(catalog_benchmark.table(result))
-    if record is not None:
-        keep(result, catalog_benchmark.metrics(result), record, time.perf_counter() - started)
-
-
-def benchmark_difference(folder: Path, rounds: int, record: Path | None) -> None:
-    """Times a step of training with differences beside one without and prints the table."""
-    started = time.perf_counter()
-    shape = inference_subject.published(inference_benchmark.DECODERS["3m"])
-    result = difference_benchmark.benchmark(folder, shape, rounds=rounds)
-    print(difference_benchmark.table(result))
-    if record is not None:
-        keep(result, difference_benchmark.metrics(result), record, time.perf_counter() - started)
-
-
-def benchmark_training(
-    folder: Path, decoder: list[str] | None, steps: int, rounds: int, record: Path | None
-) -> None:
-    """Times a decoder's training, with users and without, beside transformers; prints the table."""
-    started = time.perf_counter()
-    decoders = decoder or tuple(training_benchmark.DECODERS)
-    result = training_benchmark.benchmark(folder, decoders=decoders, steps=steps, rounds=rounds)
-    print(training_benchmark.table(result))
-    if record is not None:
-        keep(result, training_benchmark.metrics(result), record, time.perf_counter() - started)
-
-
-def benchmark_embedding(folder: Path, users: int, record: Path | None) -> None:
-    """Times and kills `embed` over a crowd of users and prints the figures."""
-    started = time.perf_counter()
-    result = embedding_benchmark.benchmark(folder, users=users)
-    print(embedding_benchmark.table(result))
-    if record is not None:
-        keep(result, embedding_benchmark.metrics(result), record, time.perf_counter() - started)
-
-
-def keep(result: dict, figures: dict[str, dict[str, float]], folder: Path, seconds: float) -> None:
-    """Adds a benchmark's figures, a record for each run, to the `results.json` of a folder."""
-    told = ("commit", "date", "device", "dataset", "protocol")
-    for run, metrics in figures.items():
-        record = records.Record(
-            run=run,
-            config="",
-            command=" ".join(["user-llm", *sys.argv[1:]]),
-            seconds=round(seconds, 1),
-            seed=0,
-            metrics=metrics,
-            **{name: result[name] for name in told},
-        )
-        records.add(record, folder)
-
-
-def benchmark_int8(decoder: Path, text: Path, folder: Path) -> None:
-    """Judges a decoder in int8 on a text and prints the table."""
-    print(int8.table(int8.loss(decoder, text, folder)))
-
-
-def benchmark_rectools(folder: AnyPath, python: str, epochs: int) -> None:
-    """Trains RecTools' encoder beside a run's and prints the table."""
-    print(rectools.table(rectools.compare(Run.open(folder), python, epochs=epochs)))
 
 
 def write_report(

@@ -168,7 +168,7 @@ class Checkpoints:
                 if temporary != final:
                     temporary.rename(final)
         except Exception:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # that the save failed is what is told
                 remove_folder(temporary)  # it may be what fills the disk
             raise
         if first:

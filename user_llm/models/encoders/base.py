@@ -236,7 +236,7 @@ class Encoder(nnx.Module):
     def item_vectors(
         self, key: Key[Array, ""] | None = None, ids: Int[Array, "..."] | None = None
     ) -> Float[Array, "... Q"]:
-        """What queries are compared with, of every item [V, Q] or of some.
+        """What queries are compared with, of every item [V, Q] or of some, over the temperature.
 
         With the key of a call of the encoder, the same ids are hidden as there.
         """
