@@ -70,7 +70,8 @@ case $command in
   test)
     setup test
     lint
-    pytest --numprocesses auto --dist loadfile "$@"
+    # Where a worker crashes, xdist would wait for ever for what is left of its file.
+    pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
     ;;
   lint)
     setup test

@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads: a collective holds one of each device, and with too few all can wait for others.
 os.environ.setdefault("NPROC", "64")
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,19 @@ jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("user_llm", "beartype.beartype")
 settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
 settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker waits long for another's last file."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A file's compiled programs go with it: all together take more mappings than Linux allows."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
