@@ -1,7 +1,7 @@
 """What is built: encoders, streams, decoders, and the system that they make together."""
 
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -153,6 +153,9 @@ LayerType = Literal["full_attention", "sliding_attention"]
 
 class DecoderConfig(Config):
     """A decoder's architecture, in the words of Hugging Face's `config.json`."""
+
+    # The fields that say how it computes, which its weights leave open.
+    COMPUTING: ClassVar = frozenset({"dtype", "param_dtype", "remat"})
 
     model_type: ModelType = "llama"  # the family, whose peculiarities are in `models.families`
     vocab_size: PositiveInt = 1024

@@ -193,8 +193,8 @@ def _refuse_unsaid(folder: str | Path, config: DecoderConfig) -> None:
     """Refuses a config of which its family's `config.json` cannot say all."""
 
     def told(config: DecoderConfig) -> dict[str, Any]:
-        free = {"dtype", "param_dtype", "remat", "layer_types"}
-        return config.model_dump(exclude=free) | {"slides": config.slides}
+        free = DecoderConfig.COMPUTING | {"layer_types"}
+        return config.model_dump(exclude=set(free)) | {"slides": config.slides}
 
     with TemporaryDirectory() as place:
         Path(place, CONFIG).write_text(json.dumps(described(config, config.dtype)))

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from user_llm.models.layers import ATTENDED
 from user_llm.sharding import on_shards, placed, platform
 
-SHORTEST = 128  # tokens; shorter texts have few scores, and on TPU a block would be mostly padding
+# Tokens. Shorter texts have few scores: on TPU a block would be mostly padding, and on a CPU all
+# heads at once take less time than one after the other.
+SHORTEST, SHORTEST_ON_CPU = 128, 512
 BLOCK = 256  # queries of a head whose scores a CPU's cache holds
 HIDDEN = float(np.finfo(np.float32).min)  # the score of a key that is not seen
 
@@ -31,9 +33,9 @@ def flash(
     for bfloat16 and elsewhere for float32, and on a GPU for capped scores and for heads that cuDNN
     does not take.
     """
-    if q.shape[2] < SHORTEST or not placed():
-        return None
     where, half = platform(), q.dtype == jnp.bfloat16
+    if q.shape[2] < (SHORTEST_ON_CPU if where == "cpu" else SHORTEST) or not placed():
+        return None
     if where == "cpu" and not half:
         kernel = partial(by_blocks, softcap=softcap)
     elif where == "tpu" and half:

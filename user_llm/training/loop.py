@@ -26,7 +26,7 @@ from user_llm.sharding import shardings
 from user_llm.training import goodput
 from user_llm.training.accumulate import accumulated
 from user_llm.training.checkpoint import Best, Checkpoints
-from user_llm.training.health import Health, chosen
+from user_llm.training.health import Health
 from user_llm.training.losses import COUNTS
 from user_llm.training.optim import make_optimizer
 from user_llm.training.profiler import Profiler
@@ -221,7 +221,7 @@ def make_train_step(
         kept = jnp.minimum(average, (1 + step) / (10 + step)).astype(new.dtype)
         return old * kept + new * (1 - kept)
 
-    places = placement(abstract.trained)
+    places, update = placement(abstract.trained), optax.with_extra_args_support(tx).update
 
     # Left free, XLA answers P() where P(None, None) was asked, and step two misses jit's cache.
     @partial(jax.jit, donate_argnames="state", out_shardings=(placement(abstract), None))
@@ -236,16 +236,21 @@ def make_train_step(
         else:
             (value, metrics), grads = accumulated(measure, accumulate, places, *given)
         metrics.pop(COUNTS, None)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-            updates, opt = tx.update(grads, state.opt, state.trained)
+        with jax.numpy_dtype_promotion("standard"):  # gradients may be of several types
             norm = optax.tree.norm(grads)
-        trained = cast(Params, optax.apply_updates(state.trained, updates))
-        averaged = state.average
-        if average:
-            averaged = jax.tree.map(partial(mean, state.step), averaged, trained)
         good, health = state.health.check(value, norm)
-        moved = chosen(good, (trained, opt, averaged), (state.trained, state.opt, state.average))
-        new = TrainState(state.step + 1, moved[0], state.frozen, *moved[1:], health)
+
+        def move():
+            with jax.numpy_dtype_promotion("standard"):  # and optax raises floats to integer powers
+                updates, opt = update(grads, state.opt, state.trained, norm=norm)
+            trained = cast(Params, optax.apply_updates(state.trained, updates))
+            if not average:
+                return trained, opt, state.average
+            return trained, opt, jax.tree.map(partial(mean, state.step), state.average, trained)
+
+        stay = state.trained, state.opt, state.average
+        trained, opt, averaged = jax.lax.cond(good, move, lambda: stay)
+        new = TrainState(state.step + 1, trained, state.frozen, opt, averaged, health)
         return new, metrics | {"loss": value, "grad_norm": norm, "skipped": health.skipped}
 
     return train_step

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from user_llm.config import OptimConfig
@@ -14,13 +15,27 @@ ENCODERS = ("encoder", "text_encoder")  # what streams call them, which come tra
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm, its rate by the schedule over `steps`."""
     rate = learning_rate(config, steps)
-    parts = [
-        optax.clip_by_global_norm(config.clip),
+    parts: list[optax.GradientTransformation] = [
+        clipped(config.clip),
         optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay),
     ]
     if config.encoder_rate != 1:
         parts.append(optax.stateless(lambda updates, params: slowed(updates, config.encoder_rate)))
     return optax.chain(*parts)
+
+
+def clipped(most: float) -> optax.GradientTransformationExtraArgs:
+    """Scales updates to a global norm of at most `most`; their `norm` need not be told.
+
+    `optax.clip_by_global_norm` divides each of them by it, and again where each is used.
+    """
+
+    def update(updates, state, params=None, *, norm=None, **_):
+        norm = optax.tree.norm(updates) if norm is None else norm
+        share = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
+        return jax.tree.map(lambda x: x * share.astype(x.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def slowed(updates: Any, share: float) -> Any:
