@@ -247,7 +247,7 @@ def test_what_rounding_draws_of_no_share_does_not_count(monkeypatch):
 
 def test_chunks_are_as_large_as_a_cpus_cache():
     sizes = [objectives.chunk_size(width) for width in (1, 256, 4096, 16384, 10**7)]
-    assert sizes == [8192, 8192, 512, 128, 64]
+    assert sizes == [8192, 8192, 1024, 256, 64]
 
 
 @pytest.mark.parametrize("kind", ["sampled_softmax", "gbce"])

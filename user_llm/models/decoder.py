@@ -302,7 +302,8 @@ class Decoder(nnx.Module):
 
         cross = None if memory is None else self.cross
         slides = jnp.array(slides).reshape(self.groups, -1)
-        return jax.lax.scan(group, x, (self.grouped(), slides, cross))
+        # Round a loop of groups, XLA:CPU would copy all that is kept of their layers once more.
+        return jax.lax.scan(group, x, (self.grouped(), slides, cross), unroll=platform() == "cpu")
 
     def grouped(self) -> Block:
         """The stacked blocks as [groups, layers of a group, ...]."""

@@ -121,10 +121,11 @@ def joined(chunks: Array, shape: tuple[int, ...]) -> Array:
 def chunk_size(width: int) -> int:
     """About how many queries have their logits, `width` each, at a time.
 
-    A CPU's cache holds 8 MB of them; an accelerator is kept busy by 64 times as many. A softmax
+    A CPU's cache holds about 16 MB of them, and of fewer the table's gradient, which every chunk
+    adds to, would be most of the work; an accelerator is kept busy by 32 times as many. A softmax
     takes three times that, and no chunk is smaller than a step of every row.
     """
-    logits = 2**21 if platform() == "cpu" else 2**27
+    logits = 2**22 if platform() == "cpu" else 2**27
     return max(64, min(logits // width, 8192))
 
 

@@ -35,7 +35,7 @@ def clipped(most: float) -> optax.GradientTransformationExtraArgs:
         share = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
         return jax.tree.map(lambda x: x * share.astype(x.dtype), updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def slowed(updates: Any, share: float) -> Any:
