@@ -16,7 +16,7 @@ from user_llm.training import losses
 from user_llm.training.loop import make_train_step, setup
 from user_llm.training.optim import make_optimizer
 
-BATCH, TOKENS, VOCAB, EVENTS = 64, 257, 1536, 6
+BATCH, TOKENS, VOCAB, EVENTS = 64, 513, 1536, 6
 SYSTEM = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
 HALF = {"dtype": "bfloat16"}
 DECODER = DECODER.model_copy(
