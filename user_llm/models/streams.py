@@ -44,7 +44,10 @@ class TimelineStream(nnx.Module):
 
         With `batch["hint"]`, an item and a share per user, the newest state is turned towards it.
         """
-        tokens, mask = self.tokens(batch)
+        return self.compressed(*self.tokens(batch))
+
+    def compressed(self, tokens: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Memory:
+        """The memory of events' vectors, marked by their age."""
         if self.perceiver is None:
             return Memory(tokens, mask)
         latents = self.perceiver(tokens, mask).tokens
@@ -54,15 +57,23 @@ class TimelineStream(nnx.Module):
 
     def tokens(self, batch: dict[str, Any]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """One vector per event, before compression, and which of them there are."""
-        events, segments = batch["events"], batch["segments"]
-        mask = segments > 0
-        states = self.encoder(events, segments)
+        events, mask = batch["events"], batch["segments"] > 0
+        states = self.encoder(events, batch["segments"])
         if "hint" in batch:
             turned = self.turned(states, **batch["hint"])
             states = jnp.where(is_newest(mask)[..., None], turned, states)
-        x = jnp.concatenate([states, self.encoder.embed(events)], axis=-1)
-        age = constrain(self.age[...].astype(x.dtype), None, None)  # as any table, before a look-up
-        return x + constrain(age[event_ages(mask)], "batch", None, None), mask
+        return self.aged(self.told(states, events), mask), mask
+
+    def told(self, states: Float[Array, "B T E"], events: dict[str, Array]) -> Array:  # [B, T, D]
+        """What each event tells, whatever its age: its state and its own embedding."""
+        return jnp.concatenate([states, self.encoder.embed(events)], axis=-1)
+
+    def aged(self, told: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The same, marked by how many events came after each."""
+        age = constrain(
+            self.age[...].astype(told.dtype), None, None
+        )  # as any table before look-ups
+        return told + constrain(age[event_ages(mask)], "batch", None, None)
 
     def turned(
         self, states: Float[Array, "B T D"], item: Int[Array, " B"], share: Float[Array, " B"]

@@ -58,7 +58,7 @@ class SQLiteStore:
     def get(self, user: str) -> Record | None:
         with self._reading() as database:
             found = self._alive(database, user)
-            return found and self._record(database, user, found)
+            return self._record(database, user, found) if found else None
 
     def append(
         self, user: str, events: Sequence[Event], *, if_version: int | None = None
