@@ -35,6 +35,7 @@ TARGETS = {
     "zoo": "user_llm.commands:zoo",
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
+    "export": "user_llm.commands:export",
     "embed-texts": "user_llm.commands:embed_texts",
     "dpl": "user_llm.evaluation.dpl:main",
     "data build": "user_llm.commands:data_build",

@@ -29,6 +29,7 @@ from user_llm.inference import embeddings, text_vectors, vectors
 from user_llm.inference.memories import Memories
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run
+from user_llm.serving import export as exports
 from user_llm.sharding import make_mesh
 from user_llm.sources import data_path
 from user_llm.training import tracking
@@ -235,6 +236,15 @@ def embed(
     part = jax.process_index(), jax.process_count()
     shards = embeddings.write(make, count, some, out, told=told, part=part)
     print(f"{out}: {count} users, {made.width} numbers each; {shards} new shards")
+
+
+def export(folder: AnyPath, out: Path, system: str, adapter: bool) -> None:
+    """Writes a system of a run for serving, and tells where."""
+    made = Run.open(folder)
+    judged = (folder / "evaluation.json").is_file()
+    results = table(evaluation.read(made)["rows"]) if judged else ""
+    exports.export(made, out, name=system, adapter=adapter, results=results)
+    print(f"{out}: {system} of {folder}; its files are told in {out / 'export.json'}")
 
 
 def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str) -> None:

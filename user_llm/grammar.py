@@ -213,6 +213,21 @@ def parser() -> argparse.ArgumentParser:
         help="the tokens that the fine-tuned decoder reads, not the encoder's vectors",
     )
 
+    export = add("export", "write a fine-tuned system as files that are served without the run")
+    export.add_argument("folder", type=run, metavar="RUN", help="the folder of a run")
+    export.add_argument("--out", type=local, metavar="DIR", required=True, help="a new folder")
+    export.add_argument(
+        "--system",
+        default="user_llm",
+        metavar="NAME",
+        help="which of the run's systems (default: %(default)s)",
+    )
+    export.add_argument(
+        "--adapter",
+        action="store_true",
+        help="LoRA beside the decoder, as PEFT reads it; not in it",
+    )
+
     texts = add("embed-texts", "write the vectors of a built data set's texts, each one once")
     texts.add_argument(
         "encoder", type=local, metavar="ENCODER", help="a folder with a BERT and its tokenizer"

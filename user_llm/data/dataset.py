@@ -53,6 +53,14 @@ class Dataset:
     ratings: Float[np.ndarray, " events"] | None
     reviews: Sequence[str] | None
     asked: Asked | None = None
+    since: int | None = None  # seconds, from which the clock's columns count where it is known
+
+    @property
+    def origin(self) -> int | None:
+        """The time from which the clock's columns count; None where there are none."""
+        if self.since is not None or EVENT_TIME not in self.features:
+            return self.since
+        return int(self.times[0]) - int(self.features[EVENT_TIME][0])
 
     def review(self, event: int) -> str:
         """What the user wrote of an event; empty where there is no review."""
@@ -84,8 +92,7 @@ class Dataset:
         offsets, times = before[self.offsets], self.times[keep]
         features = {name: values[keep] for name, values in self.features.items()}
         if EVENT_TIME in features:
-            origin = int(self.times[0]) - int(self.features[EVENT_TIME][0])
-            features |= clock_columns(times, offsets, origin=origin)
+            features |= clock_columns(times, offsets, origin=self.origin)
         left = np.flatnonzero(keep).tolist()
 
         def of(texts: Sequence[str]) -> list[str]:

@@ -53,6 +53,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
+    def save(self, folder: Path) -> None:
+        """Writes it into a model's folder, from which `load` and transformers read it."""
+        self._tokenizer.save_pretrained(folder)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from user_llm.config import EVENT_TIME, TEXT_VECTOR
 from user_llm.data import tables
 from user_llm.data.dataset import Dataset, clock_columns, columns_of, encode_events, records
+from user_llm.data.features import missing
 
 Event = Mapping[str, Any]  # a raw one by column: its item, its timestamp, what features read
 
@@ -132,8 +133,7 @@ def _grouped(
         )
     encoded = encode_events(dataset.schema, dataset.vocabularies, columns, offsets)
     if EVENT_TIME in dataset.features:
-        origin = int(dataset.times[0]) - int(dataset.features[EVENT_TIME][0])
-        encoded |= clock_columns(times, offsets, origin=origin, asked=asked)
+        encoded |= clock_columns(times, offsets, origin=dataset.origin, asked=asked)
     return replace(
         dataset,
         users=names,
@@ -142,5 +142,7 @@ def _grouped(
         times=times,
         features=encoded,
         ratings=columns.get("rating"),
-        reviews=columns["review"].tolist() if "review" in columns else None,
+        reviews=["" if missing(x) else x for x in columns["review"].tolist()]
+        if "review" in columns
+        else None,
     )

@@ -1,0 +1,92 @@
+"""A folder that says what is in it, file by file, and is refused where that is no longer so."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from user_llm.files import write_folder
+
+INDEX = "export.json"
+LAYOUTS = {"huggingface": 1}  # of each format, what this release writes and reads
+CHUNK = 2**20
+
+
+def sealed(
+    folder: Path, form: str, fill: Callable[[Path], Any], told: dict[str, Any] | None = None
+) -> None:
+    """Writes a folder that `fill` fills, whole or not at all, with an index of its files.
+
+    Raises:
+      ValueError: there is something already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; choose another folder, or remove it")
+
+    def write(new: Path) -> None:
+        fill(new)
+        said = {
+            "format": form,
+            "layout": LAYOUTS[form],
+            "user_llm": version("user-llm"),
+            **(told or {}),
+            "files": hashes(new),
+        }
+        (new / INDEX).write_text(json.dumps(said, indent=2) + "\n")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, write)
+
+
+def opened(folder: Path, form: str) -> dict[str, Any]:
+    """What the index of such a folder says, once everything has been found to be as it says.
+
+    Raises:
+      ValueError: the folder is no export, of another format or layout, or files of it are missing,
+        damaged or of another export; all are named.
+    """
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} holds no export; make one with `user-llm export RUN`")
+    try:
+        said = json.loads((folder / INDEX).read_text())
+        known, found = said["files"], (said["format"], said["layout"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / INDEX} is damaged; export the run again") from error
+    if found != (form, LAYOUTS[form]):
+        raise ValueError(
+            f"{folder} is of format {found[0]}, layout {found[1]}, made by user_llm "
+            f"{said.get('user_llm')}; {form}, layout {LAYOUTS[form]} is read here: export the run "
+            "again with this release"
+        )
+    there = hashes(folder)
+    problems = [f"{name} is missing" for name in sorted(known.keys() - there.keys())]
+    problems += [f"{name} does not belong to it" for name in sorted(there.keys() - known.keys())]
+    problems += [
+        f"{name} is damaged, or of another export"
+        for name in sorted(known.keys() & there.keys())
+        if known[name] != there[name]
+    ]
+    if problems:
+        raise ValueError(f"{folder}: {'; '.join(problems)}; export the run again")
+    return said
+
+
+def of_text(text: str) -> str:
+    """A text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file but the index, by its path in the folder."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / INDEX)
+    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
