@@ -119,10 +119,17 @@ class Generator:
           ValueError: a prompt is empty, too long for `new_tokens` more, or names a token outside of
             the vocabulary; the memory is of another batch size or the decoder has no use for it.
         """
-        self._check(prompts, memory, prefix, new_tokens)
+        self.check(prompts, memory, prefix, new_tokens)
         return self.prefill(*padded(prompts), memory, prefix)
 
-    def _check(self, prompts, memory, prefix, new_tokens) -> None:
+    def check(
+        self,
+        prompts: Sequence[Sequence[int]],
+        memory: Memory | None,
+        prefix: Memory | None,
+        new_tokens: int,
+    ) -> None:
+        """Refuses what `start` would refuse."""
         problems = []
         known = prefix.tokens.shape[1] if prefix else 0
         standing = np.asarray(prefix.mask).sum(1).tolist() if prefix else []
@@ -199,7 +206,7 @@ class Generator:
         how = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         if len(how) != len(prompts):
             raise ValueError(f"{len(how)} samplings for {len(prompts)} prompts")
-        self._check(prompts, memory, prefix, max_new_tokens)
+        self.check(prompts, memory, prefix, max_new_tokens)
         choice = Choice.of(how)
         logits, state = self.start(prompts, memory, prefix, max_new_tokens)
         seen, longest = None, int(state.lengths.max())

@@ -89,10 +89,10 @@ def add_tokens(seen: Bool[Array, "B V"], tokens: Int[Array, " B"]) -> Bool[Array
 def choose(
     logits: Float[Array, "B V"],
     choice: Choice,
-    count: Int[Array, ""] | int,
+    count: Int[Array, ""] | Int[Array, " B"] | int,
     seen: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, " B"]:
-    """The token of each row, `count` tokens into its answer.
+    """The token of each row, `count` tokens into its answer, or into those of each row.
 
     A row's token depends on its own logits, sampling and seed, and on no other row.
     """
@@ -105,7 +105,7 @@ def choose(
     warm = choice.temperature > 0
 
     def drawn(_):
-        keys = jax.vmap(jax.random.fold_in, (0, None))(choice.keys, count)
+        keys = jax.vmap(jax.random.fold_in)(choice.keys, jnp.broadcast_to(count, len(logits)))
         kept = filtered(logits / jnp.where(warm, choice.temperature, 1)[:, None], choice)
         found = jax.vmap(jax.random.categorical)(keys, kept)
         return jnp.where(warm, found.astype(jnp.int32), best)
