@@ -94,6 +94,6 @@ if __name__ == "__main__":
     folder, data_dir, steps = to_path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     processes.join()
     pipeline.batches = slowly(pipeline.batches)
-    patience = {"stuck_after": 10.0} if "--impatient" in sys.argv else {}
+    patience = {"stuck_after": 20.0} if "--impatient" in sys.argv else {}
     pretrain = EXPERIMENT.pretrain.model_copy(update={"steps": steps} | patience)
     stages.pretrain(Run(EXPERIMENT.model_copy(update={"pretrain": pretrain}), folder, data_dir))

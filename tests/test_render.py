@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from user_llm import cli
@@ -298,6 +298,7 @@ def test_slurms_containers_see_the_folder_that_the_job_was_submitted_from(bash):
     ]
 
 
+@example(env={}, words=["\x85", "\u2028"])
 @given(env=ENV, words=WORDS)
 @settings(max_examples=20)
 def test_skypilots_task_hands_any_text_on_whole(bash, env, words):

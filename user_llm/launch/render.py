@@ -18,6 +18,7 @@ from user_llm.launch.job import Job
 
 SUBMIT = {"jobset": "kubectl apply -f", "slurm": "sbatch", "skypilot": "sky jobs launch"}
 PLAIN = re.compile(r"(--)?[A-Za-z][\w./:-]*", re.ASCII)
+BREAKS = re.compile("[\x85\u2028\u2029]")  # which a reader of YAML takes for the end of a line
 WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not texts, to some reader
 
 
@@ -150,7 +151,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     plain = PLAIN.fullmatch(text) and text.lower() not in WORDS
-    style = None if plain else "|" if text.endswith("\n") else '"'
+    lines = text.endswith("\n") and not BREAKS.search(text)
+    style = None if plain else "|" if lines else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
