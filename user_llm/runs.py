@@ -225,7 +225,7 @@ class Run:
     @cached_property
     def decoder_config(self) -> DecoderConfig:
         model = self.experiment.language_model
-        types = model.architecture.model_dump(include=set(DecoderConfig.COMPUTING))
+        types = model.architecture.model_dump(include=DecoderConfig.COMPUTING)
         if lender := self.language_model_run:
             return lender.decoder_config.model_copy(update=types)
         if not model.weights:

@@ -155,7 +155,7 @@ class DecoderConfig(Config):
     """A decoder's architecture, in the words of Hugging Face's `config.json`."""
 
     # The fields that say how it computes, which its weights leave open.
-    COMPUTING: ClassVar = frozenset({"dtype", "param_dtype", "remat"})
+    COMPUTING: ClassVar[set[str]] = {"dtype", "param_dtype", "remat"}
 
     model_type: ModelType = "llama"  # the family, whose peculiarities are in `models.families`
     vocab_size: PositiveInt = 1024

@@ -6,7 +6,6 @@ That is enough to encode any events as the data set's own were.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,9 +54,8 @@ def write(data: Dataset, folder: Path) -> None:
     (folder / VOCABULARIES).write_text(json.dumps(said))
     items = data.items
     columns = {"id": items.ids, "title": items.titles, "genres": items.genres, "text": items.texts}
-    pq.write_table(
-        pa.table({name: [*map(_plain, column)] for name, column in columns.items()}), folder / TOLD
-    )
+    table = pa.table({name: list(column) for name, column in columns.items()})
+    pq.write_table(table, folder / TOLD)
     save_file(items.features, folder / FEATURES)
 
 
@@ -81,7 +79,3 @@ def read(folder: Path) -> Dataset:
         reviews=[] if said["reviewed"] else None,
         since=said["since"],
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

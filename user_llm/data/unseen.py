@@ -134,6 +134,7 @@ def _grouped(
     encoded = encode_events(dataset.schema, dataset.vocabularies, columns, offsets)
     if EVENT_TIME in dataset.features:
         encoded |= clock_columns(times, offsets, origin=dataset.origin, asked=asked)
+    reviews = columns.get("review")
     return replace(
         dataset,
         users=names,
@@ -142,7 +143,5 @@ def _grouped(
         times=times,
         features=encoded,
         ratings=columns.get("rating"),
-        reviews=["" if missing(x) else x for x in columns["review"].tolist()]
-        if "review" in columns
-        else None,
+        reviews=None if reviews is None else ["" if missing(x) else x for x in reviews],
     )

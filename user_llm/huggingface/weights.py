@@ -194,7 +194,7 @@ def _refuse_unsaid(folder: str | Path, config: DecoderConfig) -> None:
 
     def told(config: DecoderConfig) -> dict[str, Any]:
         free = DecoderConfig.COMPUTING | {"layer_types"}
-        return config.model_dump(exclude=set(free)) | {"slides": config.slides}
+        return config.model_dump(exclude=free) | {"slides": config.slides}
 
     with TemporaryDirectory() as place:
         Path(place, CONFIG).write_text(json.dumps(described(config, config.dtype)))

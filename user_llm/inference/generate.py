@@ -129,7 +129,11 @@ class Generator:
         prefix: Memory | None,
         new_tokens: int,
     ) -> None:
-        """Refuses what `start` would refuse."""
+        """Refuses what cannot be answered.
+
+        Raises:
+          ValueError: as `start`.
+        """
         problems = []
         known = prefix.tokens.shape[1] if prefix else 0
         standing = np.asarray(prefix.mask).sum(1).tolist() if prefix else []

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from user_llm.config import SystemConfig
 from user_llm.data.dataset import Dataset
 from user_llm.inference.recommend import batches
 from user_llm.models.user_llm import UserLLM
@@ -38,11 +39,7 @@ class Memories:
         batch_size: int = 128,
     ):
         model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-        if model.system.streams != ("timeline",) or not model.system.remembers:
-            raise ValueError(
-                f"a system with streams={model.system.streams} and fusion={model.system.fusion!r} "
-                "has no memory of timelines alone"
-            )
+        check_alone(model.system)
         graphdef, self.width = nnx.graphdef(model), model.decoder.config.hidden_size
         self.params, self.mesh, self.history = params, mesh, history
         self.parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -70,3 +67,16 @@ class Memories:
                 for place, own, there in zip(places, tokens, mask, strict=False):
                     found[place] = own[there]
         return found
+
+
+def check_alone(system: SystemConfig) -> None:
+    """Refuses a system that remembers of users what is not in their timelines, or nothing.
+
+    Raises:
+      ValueError: it is such a one.
+    """
+    if system.streams != ("timeline",) or not system.remembers:
+        raise ValueError(
+            f"a system with streams={system.streams} and fusion={system.fusion!r} has no memory of "
+            "timelines alone"
+        )

@@ -70,9 +70,8 @@ class TimelineStream(nnx.Module):
 
     def aged(self, told: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         """The same, marked by how many events came after each."""
-        age = constrain(
-            self.age[...].astype(told.dtype), None, None
-        )  # as any table before look-ups
+        # Whole on every device, as any table before a look-up.
+        age = constrain(self.age[...].astype(told.dtype), None, None)
         return told + constrain(age[event_ages(mask)], "batch", None, None)
 
     def turned(

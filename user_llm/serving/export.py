@@ -84,7 +84,7 @@ def export(
     if system.lora.rank and not adapter:
         params = {**params, "decoder": merged(params["decoder"], system.lora)}
         system = system.model_copy(update={"strategy": "full", "lora": LoRAConfig()})
-    computing = decoder.model_dump(mode="json", include=set(DecoderConfig.COMPUTING))
+    computing = decoder.model_dump(mode="json", include=DecoderConfig.COMPUTING)
     history = run.experiment.finetune.history
     told = Told(system=system, encoder=run.experiment.encoder, decoder=computing, history=history)
     data, tokenizer = frame.frame(run.dataset), run.tokenizer

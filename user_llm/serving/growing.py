@@ -18,6 +18,7 @@ from user_llm.data import unseen
 from user_llm.data.dataset import Dataset
 from user_llm.data.unseen import Event
 from user_llm.inference.buckets import bucket
+from user_llm.inference.memories import check_alone
 from user_llm.models.encoders.base import EventCache
 from user_llm.models.layers import Memory
 from user_llm.models.user_llm import UserLLM
@@ -57,11 +58,7 @@ class Growing:
         self, dataset: Dataset, make_model: Callable[..., UserLLM], params: dict, *, window: int
     ):
         model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-        if model.system.streams != ("timeline",) or not model.system.remembers:
-            raise ValueError(
-                f"a system with streams={model.system.streams} and fusion={model.system.fusion!r} "
-                "has no memory of timelines alone"
-            )
+        check_alone(model.system)
         encoder = model.streams["timeline"].encoder
         if not encoder.causal:
             raise ValueError(

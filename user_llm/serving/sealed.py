@@ -11,7 +11,6 @@ from user_llm.files import write_folder
 
 INDEX = "export.json"
 LAYOUTS = {"huggingface": 1}  # of each format, what this release writes and reads
-CHUNK = 2**20
 
 
 def sealed(
@@ -85,8 +84,5 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from user_llm.data import frame, unseen
 from user_llm.data.dataset import Dataset
 from user_llm.data.text import Tokenizer
 from user_llm.huggingface import decoder_config, load_adapter, load_decoder
+from user_llm.huggingface.tensors import by_name, name_of
 from user_llm.models.user_llm import UserLLM
 from user_llm.serving import sealed
 
@@ -40,7 +41,7 @@ class Told(Config):
     history: int  # events that are read at most
 
 
-class Test(NamedTuple):
+class SelfTest(NamedTuple):
     """A user and a prompt, and what the system made of them."""
 
     events: list[dict[str, Any]]
@@ -108,7 +109,7 @@ class Served(NamedTuple):
 
         return jax.tree.map(np.asarray, ask(self.params, jax.tree.map(jnp.asarray, batch)))
 
-    def check(self, test: Test, folder: Path) -> None:
+    def check(self, test: SelfTest, folder: Path) -> None:
         """Refuses a system that no longer answers as it did.
 
         Raises:
@@ -126,13 +127,9 @@ class Served(NamedTuple):
 
 def own_names(params: dict[str, Any]) -> dict[str, Any]:
     """By dotted names the parameters that Hugging Face's layout has no place for."""
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="."): x
-        for path, x in jax.tree.leaves_with_path(params)
-    }
     return {
         name: x
-        for name, x in named.items()
+        for name, x in by_name(params).items()
         if not name.startswith("decoder.") or name.startswith("decoder.cross.")
     }
 
@@ -141,12 +138,11 @@ def with_own(params: dict[str, Any], own: dict[str, np.ndarray]) -> dict[str, An
     """Parameters with these in their places."""
 
     def fill(path: tuple, x: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return jnp.asarray(own[name]) if name in own else x
+        return jnp.asarray(own[name]) if (name := name_of(path)) in own else x
 
     return jax.tree.map_with_path(fill, params)
 
 
-def read_test(folder: Path) -> Test:
+def read_test(folder: Path) -> SelfTest:
     said = json.loads((folder / f"{TEST}.json").read_text())
-    return Test(said["events"], said["prompt"], load_file(folder / f"{TEST}.safetensors"))
+    return SelfTest(said["events"], said["prompt"], load_file(folder / f"{TEST}.safetensors"))

@@ -53,6 +53,7 @@ class SQLiteStore:
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {LAYOUT}")
         except sqlite3.DatabaseError as error:
+            self.close()
             raise ValueError(f"{path} holds no users: {error}; name another file") from error
 
     def get(self, user: str) -> Record | None:
@@ -186,11 +187,11 @@ class SQLiteStore:
             database = sqlite3.connect(
                 self.path, timeout=WAITING, isolation_level=None, check_same_thread=False
             )
+            self._all.append(database)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")  # each commit is on the disk
             database.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
             self._own.database = database
-            self._all.append(database)
         return database
 
 
