@@ -80,23 +80,46 @@ class Writer:
             prefix=prefix,
             sampling=sampling,
         )
-        tokens, texts = [[] for _ in prompts], [""] * len(prompts)
-        told, ended = [0] * len(prompts), None
+        answers, ended = [Spelling(self.tokenizer, stop) for _ in prompts], None
         with suppress(StopIteration):
             while True:
-                found, ended, parts = steps.send(ended), set(), {}
-                for row, token in found.items():
-                    tokens[row].append(token)
-                    text = self.tokenizer.decode(tokens[row])
-                    ends = [at for word in stop if (at := text.find(word)) >= 0]
-                    if ends:
-                        ended.add(row)
-                    texts[row] = text[: min(ends)] if ends else text
-                    sure = min(ends) if ends else _sure(self.tokenizer.settled(tokens[row]), stop)
-                    if sure > told[row]:
-                        parts[row], told[row] = text[told[row] : sure], sure
-                yield parts
-        yield {row: text[told[row] :] for row, text in enumerate(texts) if text[told[row] :]}
+                found = steps.send(ended)
+                parts = {row: answers[row].add(token) for row, token in found.items()}
+                ended = {row for row in found if answers[row].ended}
+                yield {row: part for row, part in parts.items() if part}
+        rests = [answer.rest() for answer in answers]
+        yield {row: rest for row, rest in enumerate(rests) if rest}
+
+
+class Spelling:
+    """The text of one answer, as its tokens come.
+
+    Held back is the part of a letter, and what may be the start of a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.tokens: list[int] = []
+        self.ended = False  # by a stop string
+        self._text, self._told = "", 0
+
+    def add(self, token: int) -> str:
+        """What one more token adds to the text that cannot change any more."""
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens)
+        ends = [at for word in self.stop if (at := text.find(word)) >= 0]
+        self.ended = bool(ends)
+        self._text = text[: min(ends)] if ends else text
+        sure = min(ends) if ends else _sure(self.tokenizer.settled(self.tokens), self.stop)
+        return self._upto(sure)
+
+    def rest(self) -> str:
+        """What was held back, once no more tokens come."""
+        return self._upto(len(self._text))
+
+    def _upto(self, sure: int) -> str:
+        told, self._told = self._told, max(self._told, sure)
+        return self._text[told : self._told]
 
 
 def _sure(text: str, stop: Sequence[str]) -> int:
