@@ -80,10 +80,15 @@ class NextItem(Task):
 
     def ask(self, history: Indices, target: int) -> Question:
         title = self.dataset.items.titles[self.dataset.item[target]]
-        return Question(f"The next {self.noun}:", title)
+        return Question(next_item_prompt(self.noun), title)
 
     def candidates(self) -> tuple[str, ...]:
         return self.dataset.items.titles[KNOWN:]
+
+
+def next_item_prompt(noun: str) -> str:
+    """How the next item is asked for."""
+    return f"The next {noun}:"
 
 
 class FavoriteCategory(Task):

@@ -160,6 +160,5 @@ class System:
             return None
         size = self.generator.config.vocab_size
         if isinstance(task, NextItem) and self.config.item_tokens:
-            first = self.run.decoder_config.vocab_size
-            return Catalog(np.arange(first + KNOWN, size)[:, None], size)
+            return Catalog.of_tokens(self.run.decoder_config.vocab_size + KNOWN, size)
         return Catalog(self.run.tokenizer.answers(names), size)

@@ -36,6 +36,11 @@ class Catalog:
         self.table, self.fans = trie.compile_trie(tokens, lengths, vocab_size)
         self.order = np.asarray(self.table.items)
 
+    @classmethod
+    def of_tokens(cls, first: int, size: int) -> "Catalog":
+        """Items that are a token each: those from `first` to the end of the vocabulary."""
+        return cls(np.arange(first, size)[:, None], size)
+
     def __len__(self) -> int:
         return len(self.order)
 

@@ -86,7 +86,13 @@ def export(
         system = system.model_copy(update={"strategy": "full", "lora": LoRAConfig()})
     computing = decoder.model_dump(mode="json", include=DecoderConfig.COMPUTING)
     history = run.experiment.finetune.history
-    told = Told(system=system, encoder=run.experiment.encoder, decoder=computing, history=history)
+    told = Told(
+        system=system,
+        encoder=run.experiment.encoder,
+        decoder=computing,
+        history=history,
+        noun=run.experiment.data.noun,
+    )
     data, tokenizer = frame.frame(run.dataset), run.tokenizer
     served = Served(told, run.make_model(system), params, data, tokenizer, "")
 

@@ -39,6 +39,7 @@ class Told(Config):
     encoder: EncoderConfig
     decoder: dict[str, Any]  # the fields of its config by which it computes
     history: int  # events that are read at most
+    noun: str = "item"  # what questions call an item
 
 
 class SelfTest(NamedTuple):
