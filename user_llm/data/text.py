@@ -1,6 +1,6 @@
 """Words to tokens: the tokenizer, and which tokens count in the loss."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,26 @@ class Tokenizer:
         """Tokens with the beginning-of-sequence token before them, if there is one."""
         bos = [] if self.bos is None else [self.bos]
         return [bos + ids for ids in self._encode(texts)]
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of a prompt that goes on with a conversation of `role` and `content`.
+
+        By the tokenizer's own template; where it has none, what was said stands line by line.
+
+        Raises:
+          ValueError: the template has no place for these roles in this order.
+        """
+        if not self._tokenizer.chat_template:
+            return self.prompts(["\n".join(message["content"] for message in messages)])[0]
+        import jinja2
+
+        try:
+            said = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the model's template refuses these messages: {error}") from error
+        return self._tokenizer(said, add_special_tokens=False)["input_ids"]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens as they follow a prompt, with the end-of-sequence token behind them."""
