@@ -94,6 +94,17 @@ def test_each_step_gives_the_logits_of_the_training_forward(decoder, generator, 
     follow(decoder, generator, 4, memory, prefix)
 
 
+def test_what_is_kept_of_a_memory_gives_the_same_answers(generator):
+    memory = random_memory(2)
+    kept = generator.crossed(memory)
+    np.testing.assert_array_equal(
+        generator.start(PROMPTS, kept)[0], generator.start(PROMPTS, memory)[0]
+    )
+    answers = [generator.generate(PROMPTS, max_new_tokens=12, memory=x) for x in (memory, kept)]
+    assert answers[0] == answers[1] != generator.generate(PROMPTS, max_new_tokens=12)
+    assert kept.nbytes == 2 * 2 * 4 * len(PROMPTS) * 5 * CONFIG.hidden_size + kept.mask.size
+
+
 @pytest.mark.parametrize("kept", [1, 4])
 def test_a_prompt_goes_on_from_what_is_kept_of_it(decoder, generator, kept):
     memory = random_memory(2)
@@ -233,16 +244,19 @@ def test_same_seed_repeats_and_another_does_not(generator):
 
 def test_all_problems_with_prompts_are_named_at_once(generator):
     memory = jax.tree.map(lambda x: x[:1], random_memory(2))
-    with pytest.raises(ValueError) as error:
-        generator.generate([[], [64, 1], [1] * 125], max_new_tokens=8, memory=memory)
-    for part in ("prompt 0 is empty", "tokens [64]", "133 positions of 128", "memory is of 1"):
-        assert part in str(error.value)
+    for given in (memory, generator.crossed(memory)):
+        with pytest.raises(ValueError) as error:
+            generator.generate([[], [64, 1], [1] * 125], max_new_tokens=8, memory=given)
+        for part in ("prompt 0 is empty", "tokens [64]", "133 positions of 128", "memory is of 1"):
+            assert part in str(error.value)
 
 
 def test_memory_for_a_decoder_without_cross_attention_is_refused():
     plain = Generator(Decoder(CONFIG, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="no cross-attention"):
         plain.generate(PROMPTS, max_new_tokens=1, memory=random_memory(2))
+    with pytest.raises(ValueError, match="no cross-attention"):
+        plain.crossed(random_memory(2))
 
 
 def test_one_sampling_for_each_prompt_is_asked_for(generator):

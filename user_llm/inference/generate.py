@@ -18,6 +18,9 @@ from user_llm.models.decoder import Decoder, Views, placed
 from user_llm.models.layers import Memory
 
 
+NO_USE = "the decoder has no cross-attention for a memory; give it as prefix"
+
+
 class Graph:
     """A decoder but for its parameters, as compiled programs are told apart by it.
 
@@ -40,8 +43,13 @@ class Graph:
 class Crossed(NamedTuple):
     """A memory as the cross-attentions see it, the same at every step."""
 
-    layers: list[Any]  # a KVCache each, or one for each stream
+    layers: list[Any]  # a KVCache [B, K, M, H] each, or one for each stream
     mask: Bool[Array, "B M"]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays."""
+        return sum(x.nbytes for x in jax.tree.leaves(self))
 
 
 class State(NamedTuple):
@@ -75,17 +83,28 @@ class Generator:
         self.graph = Graph(graphdef)
         self.params = nnx.to_pure_dict(state)
 
+    def crossed(self, memory: Memory) -> Crossed:
+        """What the cross-attentions see of a memory, to be kept for as long as the memory is.
+
+        Raises:
+          ValueError: the decoder has no use for a memory.
+        """
+        if not self.crosses:
+            raise ValueError(NO_USE)
+        return _crossed(self.graph, self.params, memory)
+
     def prefill(
         self,
         tokens: Int[Array, "B T"],
         lengths: Int[Array, " B"],
-        memory: Memory | None = None,
+        memory: Memory | Crossed | None = None,
         prefix: Memory | None = None,
     ) -> tuple[Float[Array, "B V"], State]:
         """Logits of the first new token, and the state after the prompt.
 
-        The cross-attentions read `memory`; the tokens of `prefix` stand before the prompt, but for
-        those that its mask leaves out: a prompt may place them itself (see `decoder.placed`).
+        The cross-attentions read `memory`, or what `crossed` made of it; the tokens of `prefix`
+        stand before the prompt, but for those that its mask leaves out: a prompt may place them
+        itself (see `decoder.placed`).
         """
         return _prefill(self.graph, self.params, tokens, lengths, memory, prefix)
 
@@ -109,7 +128,7 @@ class Generator:
     def start(
         self,
         prompts: Sequence[Sequence[int]],
-        memory: Memory | None = None,
+        memory: Memory | Crossed | None = None,
         prefix: Memory | None = None,
         new_tokens: int = 1,
     ) -> tuple[Float[Array, "B V"], State]:
@@ -125,7 +144,7 @@ class Generator:
     def check(
         self,
         prompts: Sequence[Sequence[int]],
-        memory: Memory | None,
+        memory: Memory | Crossed | None,
         prefix: Memory | None,
         new_tokens: int,
     ) -> None:
@@ -150,12 +169,10 @@ class Generator:
             if odd := [x for x in prompt if not -known <= x < self.config.vocab_size]:
                 problems.append(f"prompt {i} has tokens {odd} outside of the vocabulary")
         for name, given in (("memory", memory), ("prefix", prefix)):
-            if given and len(given.tokens) != len(prompts):
-                problems.append(
-                    f"{name} is of {len(given.tokens)} users for {len(prompts)} prompts"
-                )
+            if given and len(given.mask) != len(prompts):
+                problems.append(f"{name} is of {len(given.mask)} users for {len(prompts)} prompts")
         if memory and not self.crosses:
-            problems.append("the decoder has no cross-attention for a memory; give it as prefix")
+            problems.append(NO_USE)
         if not prompts:
             problems.append("there is no prompt")
         if problems:
@@ -167,7 +184,7 @@ class Generator:
         *,
         max_new_tokens: int,
         stop: Collection[int] = (),
-        memory: Memory | None = None,
+        memory: Memory | Crossed | None = None,
         prefix: Memory | None = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),
     ) -> list[list[int]]:
@@ -195,7 +212,7 @@ class Generator:
         *,
         max_new_tokens: int,
         stop: Collection[int] = (),
-        memory: Memory | None = None,
+        memory: Memory | Crossed | None = None,
         prefix: Memory | None = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),
     ) -> abc.Generator[dict[int, int], Collection[int] | None, None]:
@@ -259,6 +276,16 @@ def forward(
     return decoder.norm(x), written
 
 
+def _of_memory(decoder: Any, memory: Memory) -> Crossed:
+    memory = Memory(memory.tokens.astype(decoder.config.dtype), memory.mask)
+    return Crossed([cross.keys_values(memory) for cross in decoder.cross], memory.mask)
+
+
+@partial(jax.jit, static_argnums=0)
+def _crossed(graph, params, memory):
+    return _of_memory(graph.merge(params), memory)
+
+
 @partial(jax.jit, static_argnums=0)
 def _prefill(graph, params, tokens, lengths, memory, prefix):
     decoder = graph.merge(params)
@@ -269,10 +296,7 @@ def _prefill(graph, params, tokens, lengths, memory, prefix):
         real = jnp.concatenate([prefix.mask, real], axis=1)
         order = jnp.argsort(~real, axis=1, stable=True)  # positions have no holes
         x, lengths = jnp.take_along_axis(x, order[..., None], axis=1), real.sum(1)
-    crossed = None
-    if memory is not None:
-        memory = Memory(memory.tokens.astype(x.dtype), memory.mask)
-        crossed = Crossed([cross.keys_values(memory) for cross in decoder.cross], memory.mask)
+    crossed = _of_memory(decoder, memory) if isinstance(memory, Memory) else memory
     views = decoder.views(np.arange(x.shape[1])[None])
     x, caches = forward(decoder, x, views, [None] * len(decoder.layers), crossed)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]

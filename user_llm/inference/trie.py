@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.inference.buckets import bucket
 
@@ -156,3 +156,48 @@ def follow(
 ) -> Int[Array, "B K"]:
     """The child at the end of one of each node's edges, as `edges` numbers them."""
     return table.child[nodes] + edge if fan else table.dense[nodes, edge]
+
+
+def allowed(table: Table, nodes: Int[Array, " B"], fan: int, size: int) -> Bool[Array, "B V"]:
+    """Which tokens of a vocabulary of `size` go on from the nodes; all of them from node -1.
+
+    Args:
+      fan: room for the children of any node that is not dense; 0: all are.
+    """
+    dense, rows = len(table.dense), jnp.arange(len(nodes))[:, None]
+    found = jnp.broadcast_to(nodes[:, None] < 0, (len(nodes), size))
+    if dense:
+        near = (nodes >= 0) & (nodes < dense)
+        there = table.dense[jnp.where(near, nodes, 0), :size] > 0
+        found |= near[:, None] & there
+    if fan:
+        token, there = _children(table, nodes, fan)
+        found |= jnp.zeros((len(nodes), size), bool).at[rows, token].max(there)
+    return found
+
+
+def stepped(
+    table: Table, nodes: Int[Array, " B"], tokens: Int[Array, " B"], fan: int
+) -> Int[Array, " B"]:
+    """The nodes that the tokens lead to; -1 behind an item's last token, and from -1."""
+    dense, to = len(table.dense), jnp.zeros_like(nodes)
+    if dense:
+        near = (nodes >= 0) & (nodes < dense)
+        to = jnp.where(near, table.dense[jnp.where(near, nodes, 0), tokens], to)
+    if fan:
+        token, there = _children(table, nodes, fan)
+        there &= token == tokens[:, None]
+        nth = table.child[jnp.maximum(nodes, 0)] + there.argmax(1).astype(jnp.int32)
+        to = jnp.where(there.any(1), nth, to)
+    return jnp.where((to > 0) & (table.degree[to] > 0), to, -1)
+
+
+def _children(
+    table: Table, nodes: Int[Array, " B"], fan: int
+) -> tuple[Int[Array, "B F"], Bool[Array, "B F"]]:
+    """The tokens of the children of nodes that are not dense, and whether there are so many."""
+    at, nth = jnp.maximum(nodes, 0), jnp.arange(fan)
+    far = nodes >= len(table.dense)
+    there = far[:, None] & (nth < table.degree[at][:, None])
+    token = table.token[jnp.where(there, table.child[at][:, None] + nth, 0)]
+    return jnp.where(there, token, 0), there
