@@ -253,6 +253,21 @@ def test_any_catalogue_ranks_as_brute_force(generator, likelihoods, titles, entr
         assert len(set(row[chosen])) == chosen.sum()
 
 
+@pytest.mark.parametrize(
+    ("titles", "end", "within"),
+    [
+        ([[3, END], [3, 4, END]], END, {3, 4}),
+        ([[END]], END, set()),
+        ([[3, END], [3, 4]], None, {3}),
+        ([[3, END], [3, END, 4, END]], None, {3, END, 4}),  # one begins with another
+        ([[3, END, 4, END]], None, {3, END, 4}),
+    ],
+)
+def test_a_catalogue_knows_what_its_items_end_with(titles, end, within):
+    catalog = Catalog(titles, CONFIG.vocab_size)
+    assert (catalog.end, catalog.within) == (end, within)
+
+
 def test_one_row_of_exclusions_is_for_all(generator):
     catalog = Catalog(random_titles(12), CONFIG.vocab_size)
     hidden = np.random.default_rng(5).random(12) < 0.5

@@ -1,7 +1,7 @@
 """Decoding that can only name items of a catalogue: a beam over the trie of their tokens."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -35,6 +35,20 @@ class Catalog:
         tokens, lengths = trie.flatten(sequences, vocab_size)
         self.table, self.fans = trie.compile_trie(tokens, lengths, vocab_size)
         self.order = np.asarray(self.table.items)
+        self.vocab_size = vocab_size
+
+    @cached_property
+    def end(self) -> int | None:
+        """The token that all items end with; None where they end with others or go on behind it."""
+        last = np.asarray(self.table.token)[np.asarray(self.table.degree) == 0]
+        same = last[0] >= 0 and (last == last[0]).all() and last[0] not in self.within
+        return int(last[0]) if same else None
+
+    @cached_property
+    def within(self) -> frozenset[int]:
+        """The tokens that an item goes on behind."""
+        inner = np.asarray(self.table.token)[np.asarray(self.table.degree) > 0]
+        return frozenset(np.unique(inner).tolist()) - {-1}
 
     @classmethod
     def of_tokens(cls, first: int, size: int) -> "Catalog":

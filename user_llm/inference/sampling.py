@@ -51,22 +51,34 @@ class Choice(NamedTuple):
         Raises:
           ValueError: values are out of range; all are named, with their row.
         """
-        if problems := [
-            f"sampling {row} has {name}={value}, which must be between {low} and {high}"
-            for row, one in enumerate(how)
-            for name, (low, high) in RANGES.items()
-            if not low <= (value := getattr(one, name)) <= high
-        ]:
-            raise ValueError("; ".join(problems))
+        check(how)
         temperature, top_p, seed, top_k, min_p, penalty = map(np.array, zip(*how, strict=True))
         return Choice(
             temperature=jnp.asarray(temperature, jnp.float32),
             top_p=jnp.asarray(top_p, jnp.float32),
-            keys=jax.vmap(jax.random.key)(seed.astype(np.uint32)),
+            keys=_keys(seed.astype(np.uint32)),
             top_k=jnp.asarray(top_k, jnp.int32),
             min_p=jnp.asarray(min_p, jnp.float32),
             repetition_penalty=jnp.asarray(penalty, jnp.float32),
         )
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))
+
+
+def check(how: Sequence[Sampling]) -> None:
+    """Refuses samplings that cannot be.
+
+    Raises:
+      ValueError: values are out of range; all are named, with their row.
+    """
+    if problems := [
+        f"sampling {row} has {name}={value}, which must be between {low} and {high}"
+        for row, one in enumerate(how)
+        for name, (low, high) in RANGES.items()
+        if not low <= (value := getattr(one, name)) <= high
+    ]:
+        raise ValueError("; ".join(problems))
 
 
 @jax.jit

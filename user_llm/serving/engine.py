@@ -1,28 +1,28 @@
 """Answers to whoever asks: one batch that goes on for ever, which requests join and leave.
 
-All shapes are static: so many rows of so many positions. Whoever waits is read, alone and in a
-length of few, between two steps of the others; of several who wait one at a time, so that nobody's
-answer stands still for long.
+Those who wait are read between two steps of the others, several at once, but no more at a time than
+keeps these from standing still for long. A step is under way before the tokens of the one before
+are told.
 """
 
 import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
-from user_llm.inference.buckets import row_length
-from user_llm.inference.generate import Generator, State, padded
-from user_llm.inference.sampling import Choice, Sampling, add_tokens, choose, seen_tokens
+from user_llm.inference.catalog import Catalog
+from user_llm.inference.generate import Crossed, Generator
 from user_llm.models.layers import Memory
+from user_llm.serving.batch import AT_ONCE, Batch, Request
 
 logger = logging.getLogger(__name__)
+
+READ = 512  # positions that are read between two steps, or those of one request
 
 
 class Busy(Exception):
@@ -33,24 +33,30 @@ class Closed(Exception):
     """Nobody is answered any more."""
 
 
-class Request(NamedTuple):
-    """What is asked for, by one user or by nobody."""
+class Load(NamedTuple):
+    """What an engine has to do, and what it has done."""
 
-    prompt: Sequence[int]
-    max_new_tokens: int
-    memory: Memory | None = None  # [1, M, W], for the cross-attentions
-    prefix: Memory | None = None  # [1, M, W], before the prompt
-    sampling: Sampling = Sampling()
-    stop: Collection[int] = ()
+    running: int
+    waiting: int
+    tokens: int  # that were told, since the beginning
+    steps: int
 
 
 class Answer:
-    """The tokens of an answer as they come; without the stop token that may have ended it."""
+    """The tokens of an answer as they come; without the stop token that may have ended it.
 
-    def __init__(self, request: Request):
+    Args:
+      tell: called from the engine's thread with each token, and in the end with None, or with what
+        the engine broke down over. What it raises ends the answer. Without it, tokens wait to be
+        iterated over.
+    """
+
+    def __init__(self, request: Request, tell: Callable[[int | Exception | None], object] | None):
         self.request, self.tokens = request, 0
-        self.cancelled = False
+        self.cancelled = self.ended = False
+        self.asked, self.row = 0, -1  # tokens that are told or under way, and where
         self._told: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        self._tell = tell or self._told.put
 
     def __iter__(self) -> Iterator[int]:
         """The next token, when it is there.
@@ -69,8 +75,14 @@ class Answer:
 
     def tell(self, told: int | Exception | None) -> None:
         """Adds a token; None ends it, an exception ends it badly."""
-        self._told.put(told)
         self.tokens += isinstance(told, int)
+        self.ended = not isinstance(told, int)
+        try:
+            self._tell(told)
+        except Exception:  # whatever it is, the others of the batch have nothing to do with it
+            logger.exception("an answer could not be told and is cancelled")
+            self._tell = self._told.put
+            self.cancel()
 
 
 class Engine:
@@ -81,6 +93,11 @@ class Engine:
       length: positions of a row, those of prefix, prompt and answer together.
       memory_tokens: of a user, at most; where the decoder has cross-attention.
       waiting: requests that wait for a row at most.
+      catalog: of items that answers may have to be.
+      likely: requests like those that will come; what they take is compiled before any does.
+
+    Raises:
+      ValueError: the catalogue is of no use here (see `Batch`), or a likely request is.
     """
 
     def __init__(
@@ -91,28 +108,49 @@ class Engine:
         length: int = 512,
         memory_tokens: int = 0,
         waiting: int = 64,
+        catalog: Catalog | None = None,
+        likely: Iterable[Request] = (),
     ):
-        self.generator, self.rows = generator, rows
-        self.length = min(row_length(length), generator.config.max_position_embeddings)
-        self.memory_tokens, self.most_waiting = memory_tokens, waiting
-        self.running: dict[int, Answer] = {}
+        self.batch = Batch(
+            generator, rows=rows, length=length, memory_tokens=memory_tokens, catalog=catalog
+        )
+        for request in likely:
+            self.batch.prepare(request)
+        self.most_waiting = waiting
+        self.running: dict[int, Answer] = {}  # by row
         self.waiting: deque[Answer] = deque()
+        self.tokens = self.steps = 0
+        # What the device was asked for: tokens, and whose they are by their places.
+        self._asked: deque[tuple[Int[Array, " N"], dict[int, Answer]]] = deque()
         self._changed = threading.Condition()
         self._open = True
-        self._begin()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> Answer:
-        """The answer to a request, which waits for its turn.
+    @property
+    def load(self) -> Load:
+        return Load(len(self.running), len(self.waiting), self.tokens, self.steps)
+
+    def crossed(self, memory: Memory) -> Crossed:
+        """A request's `memory` [1, M, W] as it is read here, which may be kept for others.
+
+        Raises:
+          ValueError: as `Batch.crossed`.
+        """
+        return self.batch.crossed(memory)
+
+    def submit(
+        self, request: Request, tell: Callable[[int | Exception | None], object] | None = None
+    ) -> Answer:
+        """The answer to a request, which waits for its turn; see `Answer` for `tell`.
 
         Raises:
           ValueError: the request cannot be answered, and why.
           Busy: too many wait.
           Closed: the engine is drained.
         """
-        self._check(request)
-        answer = Answer(request)
+        self.batch.check(request)
+        answer = Answer(request, tell)
         with self._changed:
             if not self._open:
                 raise Closed("no more requests are taken")
@@ -130,51 +168,6 @@ class Engine:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _check(self, request: Request) -> None:
-        if request.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens={request.max_new_tokens} asks for nothing; ask for at least 1"
-            )
-        how = request.memory, request.prefix, request.max_new_tokens
-        self.generator.check([request.prompt], *how)
-        before = int(np.asarray(request.prefix.mask).sum()) if request.prefix else 0
-        total = before + len(request.prompt) + request.max_new_tokens
-        if total > self.length:
-            raise ValueError(
-                f"prefix, prompt and answer take {total} positions of {self.length}; shorten the "
-                "prompt or ask for fewer new tokens"
-            )
-        known = request.memory.tokens.shape[1] if request.memory else 0
-        if known > self.memory_tokens:
-            raise ValueError(f"a memory of {known} tokens is read up to {self.memory_tokens}")
-        Choice.of([request.sampling])
-
-    def _begin(self) -> None:
-        """An empty batch, of the shapes that every later one has."""
-        _, one = self._read(Request([0], 1))
-        self.state: State = jax.tree.map(
-            lambda x: jnp.zeros((self.rows, *x.shape[1:]), x.dtype), one
-        )
-        room = (self.rows, *one.caches[0].keys.shape[1:2], self.length)
-        self.state = self.state._replace(
-            caches=jax.tree.map(
-                lambda x: jnp.zeros((*room, x.shape[3]), x.dtype), self.state.caches
-            )
-        )
-        self.tokens, self.counts = jnp.zeros(self.rows, jnp.int32), np.zeros(self.rows, np.int32)
-        self.samplings = [Sampling()] * self.rows
-        self.choice, self.seen = Choice.of(self.samplings), None
-
-    def _read(self, request: Request) -> tuple[jax.Array, State]:
-        """The logits behind a prompt, and the state with it."""
-        memory, width = request.memory, self.generator.config.hidden_size
-        if self.generator.crosses:
-            none = jnp.zeros((1, 0, width)), jnp.zeros((1, 0), bool)
-            tokens, mask = none if memory is None else memory
-            more = ((0, 0), (0, self.memory_tokens - tokens.shape[1]))
-            memory = Memory(jnp.pad(tokens, (*more, (0, 0))), jnp.pad(mask, more))
-        return self.generator.prefill(*padded([request.prompt]), memory, request.prefix)
-
     def _serve(self) -> None:
         while True:
             with self._changed:
@@ -183,87 +176,91 @@ class Engine:
                 if not self.waiting and not self.running:
                     return
             try:
+                self._cancel()
                 self._admit()
                 self._step()
             except Exception as error:  # whatever it is, those who wait are to hear of it
                 logger.exception("the batch could not be gone on with")
-                for answer in self.running.values():
-                    answer.tell(error)
-                self.running.clear()
-                self._begin()
+                self._break_down(error)
+
+    def _cancel(self) -> None:
+        """Lets those go who want no more, be they running or waiting."""
+        with self._changed:
+            gone = [answer for answer in self.waiting if answer.cancelled]
+            for answer in gone:
+                self.waiting.remove(answer)
+        for answer in [*gone, *self.running.values()]:
+            if answer.cancelled:
+                self._end(answer)
 
     def _admit(self) -> None:
-        """Reads who waits into the rows that are free: one request, or many where nobody runs."""
-        while self.waiting and len(self.running) < self.rows:
-            alone = not self.running
+        """Reads who waits into the rows that are free, those of one shape together."""
+        free = [row for row in range(self.batch.size) if row not in self.running]
+        joining: dict[Hashable, list[Answer]] = {}
+        room = READ
+        while free and self.waiting:
+            room -= self.waiting[0].request.positions
+            if joining and room < 0:
+                break
             with self._changed:
                 answer = self.waiting.popleft()
-            if answer.cancelled:
-                answer.tell(None)
-                continue
-            self._join(answer)
-            if not alone:
-                return
-
-    def _join(self, answer: Answer) -> None:
-        request = answer.request
-        row = next(row for row in range(self.rows) if row not in self.running)
-        self.running[row] = answer
-        logits, one = self._read(request)
-        self.state = _placed(self.state, one, row)
-        self.samplings[row], self.counts[row] = request.sampling, 0
-        self.choice = Choice.of(self.samplings)
-        own, seen = Choice.of([request.sampling]), None
-        if request.sampling.repetition_penalty != 1:
-            seen = seen_tokens(logits, *padded([request.prompt]))
-        token = choose(logits, own, 0, seen)
-        if seen is not None:
-            if self.seen is None:
-                self.seen = jnp.zeros((self.rows, logits.shape[1]), bool)
-            self.seen = self.seen.at[row].set(add_tokens(seen, token)[0])
-        self.tokens = self.tokens.at[row].set(token[0])
-        self._tell(row, int(token[0]))
+            answer.row = free.pop(0)
+            self.running[answer.row] = answer
+            joining.setdefault(answer.request.shape, []).append(answer)
+        for alike in joining.values():
+            while alike:
+                size = next(size for size in AT_ONCE if size <= len(alike))
+                now, alike = alike[:size], alike[size:]
+                tokens = self.batch.join({answer.row: answer.request for answer in now})
+                self._ask(tokens, dict(enumerate(now)))
 
     def _step(self) -> None:
-        """One more token to every answer under way."""
-        for row in [row for row, answer in self.running.items() if answer.cancelled]:
-            self._leave(row)
-        if not self.running:
-            return
-        logits, self.state = self.generator.step(self.state, self.tokens)
-        self.tokens = choose(logits, self.choice, jnp.asarray(self.counts), self.seen)
-        if self.seen is not None:
-            self.seen = add_tokens(self.seen, self.tokens)
-        found = self.tokens.tolist()
-        for row in list(self.running):
-            self._tell(row, found[row])
+        """One more token to every answer under way, while those of the step before are told."""
+        if self.running:
+            self.steps += 1
+            self._ask(self.batch.step(), dict(self.running))
+        while len(self._asked) > bool(self.running):
+            self._hear()
 
-    def _tell(self, row: int, token: int) -> None:
-        """Hands a row its token, which may end the answer."""
-        answer = self.running[row]
-        if token in answer.request.stop:
-            self._leave(row)
-            return
-        answer.tell(token)
-        self.counts[row] += 1
-        if answer.tokens == answer.request.max_new_tokens:
-            self._leave(row)
+    def _ask(self, tokens: Int[Array, " N"], whose: dict[int, Answer]) -> None:
+        """Notes what is under way; an answer that needs no more than this makes room."""
+        self._asked.append((tokens, whose))
+        for answer in whose.values():
+            answer.asked += 1
+            if answer.asked == answer.request.max_new_tokens:
+                self._leave(answer)
 
-    def _leave(self, row: int) -> None:
-        self.running.pop(row).tell(None)
-        if self.samplings[row] != Sampling():
-            self.samplings[row] = Sampling()
-            self.choice = Choice.of(self.samplings)
-        if all(one.repetition_penalty == 1 for one in self.samplings):
-            self.seen = None
+    def _hear(self) -> None:
+        """Tells the tokens that have been under way for longest."""
+        tokens, whose = self._asked[0]
+        found = np.asarray(tokens).tolist()
+        for place, answer in whose.items():
+            if answer.ended:  # it stopped or was cancelled a step ago
+                continue
+            stopped = found[place] in answer.request.stop
+            if not stopped:
+                answer.tell(found[place])
+                self.tokens += 1
+            if stopped or answer.tokens == answer.request.max_new_tokens:
+                self._end(answer)
+        self._asked.popleft()
 
+    def _end(self, answer: Answer) -> None:
+        self._leave(answer)
+        answer.tell(None)
 
-@partial(jax.jit, donate_argnums=0)
-def _placed(state, one, row):
-    """The batch with a single row's state in one of its rows."""
+    def _leave(self, answer: Answer) -> None:
+        if self.running.get(answer.row) is answer:
+            del self.running[answer.row]
+            self.batch.leave(answer.row)
 
-    def put(whole, own):
-        own = own[:, :, : whole.shape[2]] if own.ndim == 4 else own
-        return jax.lax.dynamic_update_slice(whole, own, (row, *(0,) * (whole.ndim - 1)))
-
-    return jax.tree.map(put, state, one)
+    def _break_down(self, error: Exception) -> None:
+        """Tells it to all whom it concerns, and begins anew."""
+        concerned = [*self.running.values()]
+        concerned += [answer for _, whose in self._asked for answer in whose.values()]
+        for answer in concerned:
+            if not answer.ended:
+                answer.tell(error)
+        self.running.clear()
+        self._asked.clear()
+        self.batch.clear()
