@@ -17,7 +17,6 @@ from user_llm.models.attention import Cache, KVCache
 from user_llm.models.decoder import Decoder, Views, placed
 from user_llm.models.layers import Memory
 
-
 NO_USE = "the decoder has no cross-attention for a memory; give it as prefix"
 
 

@@ -231,15 +231,16 @@ class Batch:
         if not any(map(punished, self.requests.values())):
             self.rows = self.rows._replace(seen=None)
 
-    def _memory(self, request: Request) -> Crossed:
+    def _memory(self, request: Request) -> Crossed | None:
         if isinstance(request.memory, Memory):
             return self.crossed(request.memory)
         return self.nobody if request.memory is None else request.memory
 
     def _table(self, requests: Collection[Request]) -> trie.Table | None:
         """The catalogue's, if one of the requests is held to it."""
-        held = self.catalog is not None and any(request.items_only for request in requests)
-        return self.catalog.table if held else None
+        if self.catalog is None or not any(request.items_only for request in requests):
+            return None
+        return self.catalog.table
 
 
 def punished(request: Request) -> bool:
