@@ -35,12 +35,30 @@ def their_filtered(how):
         Sampling(1.0, top_k=8, top_p=0.8),
         Sampling(2.0, top_k=20, top_p=0.9, min_p=0.1),
         Sampling(1.0, top_p=1e-6),
+        Sampling(1.0, top_p=0.0),
     ],
     ids=str,
 )
 def test_filters_leave_what_those_of_transformers_leave(how):
     ours = filtered(jnp.asarray(LOGITS) / how.temperature, Choice.of([how] * 4))
     np.testing.assert_allclose(ours, their_filtered(how), rtol=1e-5)
+
+
+def test_a_row_is_filtered_as_its_own_sampling_says():
+    how = [Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.5), Sampling(1.0, top_k=60)]
+    together = filtered(jnp.asarray(LOGITS), Choice.of(how))
+    for row, one in enumerate(how):
+        alone = filtered(jnp.asarray(LOGITS[row : row + 1]), Choice.of([one]))
+        np.testing.assert_array_equal(together[row], alone[0])
+    assert np.isfinite(together).sum(1).tolist()[::3] == [50, 50]
+    assert np.isfinite(together[1]).sum() == 3
+
+
+def test_what_is_as_good_as_the_last_is_kept_and_what_cannot_be_is_not():
+    logits = jnp.array([[1.0, 3.0, 1.0, -jnp.inf, 2.0, 1.0, -1.0]])
+    kept = filtered(logits, Choice.of([Sampling(1.0, top_k=3)]))[0]
+    assert np.flatnonzero(np.isfinite(kept)).tolist() == [0, 1, 2, 4, 5]
+    assert np.isfinite(filtered(logits, Choice.of([Sampling(1.0, top_k=7)]))).sum() == 6
 
 
 def test_repetition_penalty_is_that_of_transformers():
@@ -55,9 +73,9 @@ def test_repetition_penalty_is_that_of_transformers():
 
 
 def test_what_lies_behind_a_prompt_was_not_seen():
-    tokens = jnp.array([[3, 4, 0, 0], [5, 6, 7, 8]])
+    tokens = jnp.array([[3, 4, 0, 0], [5, -1, 7, 8]])  # and a memory's vector among them
     seen = np.asarray(seen_tokens(jnp.zeros((2, 10)), tokens, jnp.array([2, 4])))
-    assert [set(np.flatnonzero(row)) for row in seen] == [{3, 4}, {5, 6, 7, 8}]
+    assert [set(np.flatnonzero(row)) for row in seen] == [{3, 4}, {5, 7, 8}]
 
 
 def test_tokens_are_drawn_by_their_shares():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 RANGES = {
     "temperature": (0, 100),
@@ -85,9 +85,12 @@ def check(how: Sequence[Sampling]) -> None:
 def seen_tokens(
     logits: Float[Array, "B V"], tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
 ) -> Bool[Array, "B V"]:
-    """Which tokens of the vocabulary stand in each row, up to its length."""
+    """Which tokens of the vocabulary stand in each row, up to its length.
+
+    Negative ones are of no vocabulary: a memory's vectors stand there.
+    """
     rows = jnp.arange(len(tokens))[:, None]
-    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    real = (jnp.arange(tokens.shape[1]) < lengths[:, None]) & (tokens >= 0)
     return jnp.zeros(logits.shape, bool).at[rows, tokens].max(real)
 
 
@@ -126,13 +129,45 @@ def choose(
 
 
 def filtered(logits: Float[Array, "B V"], choice: Choice) -> Float[Array, "B V"]:
-    """The logits of the tokens that may be drawn, and -inf for all others."""
-    ranked = -jnp.sort(-logits, axis=-1)
-    rank, size = jnp.arange(logits.shape[-1]), logits.shape[-1]
-    few = jnp.where(choice.top_k > 0, choice.top_k, size)[:, None]
-    share = jax.nn.softmax(jnp.where(rank < few, ranked, -jnp.inf), axis=-1)
-    kept = (rank < few) & (share.cumsum(-1) - share < choice.top_p[:, None])
-    kept &= share >= choice.min_p[:, None] * share[:, :1]
-    # Every filter keeps the best so many, so that the last one kept tells them from the rest.
-    last = jnp.take_along_axis(ranked, jnp.maximum(kept.sum(-1, keepdims=True), 1) - 1, axis=-1)
-    return jnp.where(logits >= last, logits, -jnp.inf)
+    """The logits of the tokens that may be drawn, and -inf for all others.
+
+    Of tokens as good as the last one that a filter keeps, it keeps all.
+    """
+    keys = _ordered(logits)
+    few, part = choice.top_k > 0, choice.top_p < 1
+    most = jnp.where(few, choice.top_k.astype(jnp.float32), jnp.inf)
+    least = _least(keys, None, most, few.any())
+    share = jax.nn.softmax(jnp.where(keys >= least, logits, -jnp.inf), axis=-1)
+    wanted = jnp.where(part, choice.top_p, jnp.inf)
+    least = jnp.maximum(least, _least(keys, share, wanted, part.any()))
+    kept = (keys >= least) & (share >= choice.min_p[:, None] * share.max(-1, keepdims=True))
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def _ordered(x: Float[Array, "B V"]) -> UInt32[Array, "B V"]:
+    """Integers that are ordered as the values are."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 > 0, ~bits, bits | np.uint32(1 << 31))
+
+
+def _least(
+    keys: UInt32[Array, "B V"],
+    weights: Float[Array, "B V"] | None,
+    wanted: Float[Array, " B"],
+    needed: Bool[Array, ""],
+) -> UInt32[Array, "B 1"]:
+    """The key down to which a row's greatest ones weigh `wanted` in sum; 0 if all weigh less.
+
+    It is found bit by bit, as sorting a vocabulary takes many times longer on a CPU. Without
+    weights, each weighs one.
+    """
+
+    def look(nth, least):
+        higher = least | (np.uint32(1 << 31) >> nth.astype(jnp.uint32))
+        there = keys >= higher
+        total = jnp.where(there, 1.0 if weights is None else weights, 0.0).sum(-1, keepdims=True)
+        return jnp.where(total >= wanted[:, None], higher, least)
+
+    none = jnp.zeros((len(keys), 1), jnp.uint32)
+    found = jax.lax.cond(needed, lambda: jax.lax.fori_loop(0, 32, look, none), lambda: none)
+    return jnp.minimum(found, keys.max(-1, keepdims=True))
