@@ -1,7 +1,6 @@
 """A real SLURM of one machine, from Debian's packages, which are unpacked and not installed."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -9,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
+import debian
+from debian import LIBRARIES
+
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -43,26 +44,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
 
 
 def unpack(folder: Path) -> Path:
-    """Debian's packages of SLURM and what they need beyond this machine's, unpacked.
-
-    Raises:
-      OSError, CalledProcessError: they cannot be had.
-    """
-    debs, root = folder / "debs", folder / "root"
-    debs.mkdir(parents=True)
-
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=debs, check=True, capture_output=True, text=True)
-        return done.stdout
-
-    run("apt-get", "update", "-qq")
-    planned = run("apt-get", "install", "--simulate", "slurmctld", "slurmd", "slurm-client")
-    names = [line.split()[1] for line in planned.splitlines() if line.startswith("Inst ")]
-    run("apt-get", "download", "-qq", *names)
-    for deb in debs.glob("*.deb"):
-        run("dpkg", "--extract", str(deb), str(root))
-    shutil.rmtree(debs)
-    return root
+    """See `debian.unpack`."""
+    return debian.unpack(folder, "slurmctld", "slurmd", "slurm-client")
 
 
 @contextmanager
@@ -73,11 +56,7 @@ def cluster(root: Path, folder: Path) -> Iterator[dict[str, str]]:
     key, config = folder / "munge.key", folder / "slurm.conf"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+    ports = [debian.free_port() for _ in range(2)]
     told = {"host": socket.gethostname(), "cpus": os.cpu_count(), "ports": ports}
     config.write_text(CONFIG.format(folder=folder, root=root, libraries=LIBRARIES, **told))
     libraries = f"{root}/{LIBRARIES}:{root}/{LIBRARIES}/slurm-wlm"
