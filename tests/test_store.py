@@ -1,60 +1,61 @@
-"""A store of users: what it has acknowledged is there, whatever happens to the process or disk."""
+"""Stores of users, all of one behaviour."""
 
-import shutil
 import signal
-import sqlite3
-import subprocess
-import sys
 import threading
-from pathlib import Path
+import time
+from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores_made import events, opened, rest, said, writer
 
-from user_llm.serving.sqlite_store import SQLiteStore
-from user_llm.serving.store import Conflict, Made, Unavailable
+from user_llm.serving.store import Conflict, Made
 
 WRITERS, WRITES = 16, 25
-WRITE = """
-import sys
-from pathlib import Path
-from user_llm.serving.sqlite_store import SQLiteStore
-
-store = SQLiteStore(Path(sys.argv[1]), kept=10**6)
-for number in range(int(sys.argv[2])):
-    store.append("u", [{"item": f"{sys.argv[3]}-{number}"}])
-    print(number, flush=True)
-"""
-
-
-def events(*items) -> list[dict]:
-    return [{"item": item} for item in items]
-
-
-def writer(path: Path, writes: int, name: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITE, str(path), str(writes), name]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+NAMES = [
+    "",
+    "u",
+    "{u}",
+    "}{",
+    "a:events",
+    "a\0b",
+    "日本 – ü",
+    "%7Bu%7D",
+    "'; return 1 --",
+    "x" * 999,
+]
+numbers = count()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "users.db"
+@pytest.fixture(params=["sqlite"])
+def where(tmp_path) -> str:
+    return str(tmp_path / "users.db")
 
 
 @pytest.fixture
-def store(path):
-    made = SQLiteStore(path, kept=4)
+def store(where):
+    made = opened(where, kept=4)
     yield made
     made.close()
 
 
 def test_the_newest_events_are_kept_and_all_are_counted(store):
-    assert store.get("u") is None
+    assert (store.get("u"), store.version("u")) == (None, 0)
     assert store.append("u", events(1, 2, 3)) == ("u", 1, 3, events(1, 2, 3), None)
     assert store.append("u", events(4, 5)) == ("u", 2, 5, events(2, 3, 4, 5), None)
     assert store.replace("u", events(9)) == ("u", 3, 1, events(9), None)
     assert store.get("u") == ("u", 3, 1, events(9), None)
+    assert store.version("u") == 3
+    assert store.append("u", []) == ("u", 4, 1, events(9), None)
+    assert store.replace("u", []) == ("u", 5, 0, [], None)
+    assert store.append("u", events(*range(9000))) == (
+        "u",
+        6,
+        9000,
+        events(*range(8996, 9000)),
+        None,
+    )
 
 
 def test_a_change_is_refused_of_a_version_that_is_no_more(store):
@@ -75,100 +76,125 @@ def test_what_was_made_of_old_events_is_not_kept_as_of_new_ones(store):
     assert store.get("u").made == Made("model", 1, b"state")  # to go on from
     assert not store.keep("u", Made("model", 1, b"late"))
     assert not store.keep("nobody", Made("model", 0, b"state"))
-    assert store.keep("u", Made("model", 2, b"new"))
-    assert store.get("u").made == Made("model", 2, b"new")
+    whole = bytes(range(256)) * 9
+    assert store.keep("u", Made("model", 2, whole))
+    assert store.get("u").made == Made("model", 2, whole)
+    assert store.append("u", events(3)).made == Made("model", 2, whole)
     assert store.replace("u", events(3)).made is None
+    assert store.version("nobody") == 0
 
 
-def test_nothing_of_an_erased_user_is_left_in_the_files(store, path):
-    store.append("u", events("a secret"))
-    store.keep("u", Made("model", 1, b"a secret state"))
-    store.append("other", events(1))
-    assert store.delete("u") and not store.delete("u")
-    assert (store.get("u"), store.users(9)) == (None, ["other"])
-    files = [p.read_bytes() for p in path.parent.iterdir()]
-    assert not any(b"secret" in content for content in files)
-
-
-def test_users_whose_time_is_over_are_gone_and_begin_anew(path, monkeypatch):
-    store, now = SQLiteStore(path, ttl=60.0), [1000.0]
-    monkeypatch.setattr("time.time", lambda: now[0])
+def test_any_text_is_a_name_and_none_is_another(store):
+    odd = {"item": "\0 {日本} '; return 1 --", "list": [1.5, None, {"a": True}]}
+    for number, name in enumerate(NAMES):
+        assert store.append(name, [odd, {"item": number}], if_version=0).user == name
+    for number, name in enumerate(NAMES):
+        assert store.get(name) == (name, 1, 2, [odd, {"item": number}], None)
+    assert store.users(99) == NAMES[::-1]
+    assert store.users(3) == NAMES[:-4:-1]
     store.append("u", events(1))
-    now[0] += 50
+    assert store.users(1) == ["u"]
+    for left, name in enumerate(NAMES[1:], 1):
+        assert store.delete(name) and not store.delete(name)
+        assert len(store.users(99)) == len(NAMES) - left
+    with pytest.raises(UnicodeEncodeError):
+        store.append("\ud800", events(1))
+
+
+def test_users_whose_time_is_over_are_gone_and_begin_anew(where):
+    store, ttl = opened(where, ttl=2.0), 2.0
+    store.append("u", events(1))
+    time.sleep(0.6 * ttl)
     store.append("u", events(2))
+    store.keep("u", Made("model", 2, b"state"))
     store.append("v", events(3))
-    now[0] += 59
-    assert store.users(9) and store.get("u").version == 2
-    now[0] += 2
-    assert (store.get("u"), store.users(9), store.delete("v")) == (None, [], False)
-    assert store.append("u", events(4), if_version=0) == ("u", 1, 1, events(4), None)
+    store.append("w", events(3))
+    time.sleep(0.6 * ttl)
+    assert store.users(9) == ["w", "v", "u"]
+    assert store.get("u").made and store.version("u") == 2
+    lasting = opened(where, ttl=None)
+    lasting.append("w", events(4))
     assert store.purge() == 0
-    now[0] += 61
+    time.sleep(0.6 * ttl)
+    assert (store.get("u"), store.users(9), store.delete("v")) == (None, ["w"], False)
+    assert (store.version("u"), store.keep("u", Made("model", 2, b"late"))) == (0, False)
+    assert store.append("v", events(4), if_version=0) == ("v", 1, 1, events(4), None)
     assert store.purge() == 1
-    assert store.append("v", events(5)).events == events(5)
+    assert store.purge() == 0
+    assert store.append("u", events(5)).events == events(5)
+    assert store.get("w").events == events(3, 4)
+    store.close()
+    lasting.close()
 
 
-@settings(max_examples=50)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["append", "replace", "delete", "keep", "reopen"]),
-            st.sampled_from("ab"),
-            st.integers(0, 6),
-        )
-    )
+STEP = st.tuples(
+    st.sampled_from(["append", "replace", "delete", "keep", "reopen"]),
+    st.sampled_from("ab"),
+    st.integers(0, 6),
+    st.one_of(st.none(), st.integers(0, 3)),
 )
-def test_it_does_what_a_dictionary_does(tmp_path_factory, steps):
-    path = tmp_path_factory.mktemp("store") / "users.db"
-    store, known, versions = SQLiteStore(path, kept=4), {}, {}
-    for number, (verb, user, count) in enumerate(steps):
-        new = events(*range(number, number + count))
-        if verb == "append":
-            store.append(user, new)
-            known[user] = known.get(user, []) + new
-        elif verb == "replace":
-            store.replace(user, new)
-            known[user] = new
+
+
+# The folder and the server are those of other examples, the users are not.
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEP, max_size=30))
+def test_it_does_what_a_dictionary_does(where, steps):
+    store, example = opened(where, kept=4), next(numbers)
+    known, versions, order = {}, {}, []
+    for number, (verb, name, size, if_version) in enumerate(steps):
+        user, new = f"{example}-{name}", events(*range(number, number + size))
+        version = versions.get(user, 0)
+        if verb in ("append", "replace"):
+            change = getattr(store, verb)
+            if if_version not in (None, version):
+                with pytest.raises(Conflict):
+                    change(user, new, if_version=if_version)
+                continue
+            change(user, new, if_version=if_version)
+            known[user] = new if verb == "replace" else known.get(user, []) + new
+            versions[user] = version + 1
+            order = [user, *(other for other in order if other != user)]
         elif verb == "delete":
-            assert store.delete(user) == (known.pop(user, None) is not None)
+            assert store.delete(user) == (user in order)
+            known.pop(user, None)
             versions[user] = 0
+            order = [other for other in order if other != user]
         elif verb == "keep":
-            fits = count == versions.get(user, 0) and user in known
-            assert store.keep(user, Made("model", count, b"state")) == fits
+            fits = size == version and user in known
+            assert store.keep(user, Made("model", size, b"state")) == fits
         else:
             store.close()
-            store = SQLiteStore(path, kept=4)
-        versions[user] = versions.get(user, 0) + (verb in ("append", "replace"))
-        for name in "ab":
-            record = store.get(name)
-            assert (record is None) == (name not in known)
+            store = opened(where, kept=4)
+        assert [user for user in store.users(99) if user.startswith(f"{example}-")] == order
+        for user in (f"{example}-a", f"{example}-b"):
+            record, wanted = store.get(user), known.get(user)
+            assert store.version(user) == versions.get(user, 0)
+            assert (record is None) == (wanted is None)
             if record:
-                wanted = known[name]
-                assert (record.version, record.told) == (versions[name], len(wanted))
+                assert (record.version, record.told) == (versions[user], len(wanted))
                 assert record.events == wanted[max(0, len(wanted) - 4) :]
     store.close()
 
 
-def test_sixteen_writers_of_one_user_lose_nothing(path):
-    store, lost = SQLiteStore(path, kept=10**6), []
+def test_sixteen_writers_of_one_user_lose_nothing(where):
+    """Threads over two stores, and two processes."""
+    stores, lost = [opened(where, kept=10**6) for _ in range(2)], []
 
-    def write(name: str) -> None:
+    def write(store, name: str) -> None:
         """Half of them know no version, and half go on from the one that they have read."""
         for number in range(WRITES):
             while True:
-                record = store.get("u") if name < "8" else None
+                version = store.version("u") if name < "8" else None
                 try:
-                    store.append(
-                        "u",
-                        events(f"{name}-{number}"),
-                        if_version=record.version if record else None,
-                    )
+                    store.append("u", events(f"{name}-{number}"), if_version=version)
                     break
                 except Conflict:
                     lost.append(name)
 
-    threads = [threading.Thread(target=write, args=(f"{n:x}",)) for n in range(WRITERS)]
-    others = [writer(path, WRITES, f"process {n}") for n in range(2)]
+    threads = [
+        threading.Thread(target=write, args=(stores[n % 2], f"{n:x}")) for n in range(WRITERS)
+    ]
+    others = [writer(where, f"process {n}", WRITES) for n in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -176,7 +202,8 @@ def test_sixteen_writers_of_one_user_lose_nothing(path):
     for process in others:
         process.communicate()
         assert process.returncode == 0
-    record, names = store.get("u"), [f"{n:x}" for n in range(WRITERS)] + ["process 0", "process 1"]
+    record, names = stores[0].get("u"), [f"{n:x}" for n in range(WRITERS)]
+    names += ["process 0", "process 1"]
     told = [event["item"] for event in record.events]
     assert sorted(told) == sorted(f"{name}-{n}" for name in names for n in range(WRITES))
     for name in names:  # each one's own are in their order
@@ -184,17 +211,20 @@ def test_sixteen_writers_of_one_user_lose_nothing(path):
             f"{name}-{n}" for n in range(WRITES)
         ]
     assert record.version == record.told == len(names) * WRITES
+    for store in stores:
+        store.close()
 
 
-def test_what_was_acknowledged_outlives_a_kill(path):
+def test_what_was_acknowledged_outlives_a_kill_of_the_writer(where):
     """Killed at no chosen moment, twenty times in the course of a thousand writes."""
-    store, told = SQLiteStore(path, kept=10**6), 0
+    store, told = opened(where, kept=10**6), 0
     for nth in range(20):
-        with writer(path, 1000, str(nth)) as process:
-            said = [process.stdout.readline() for _ in range(50)]
+        with writer(where, str(nth), 1000) as process:
+            acknowledged = said(process, 50)
             process.send_signal(signal.SIGKILL)
-            said += process.stdout.readlines()
-        last = max(int(line) for line in said if line.endswith("\n"))
+            acknowledged += rest(process)
+        last = max(acknowledged)
+        store.version("u")  # a server has read all by now that was sent before
         record = store.get("u")
         # One more may be stored, which it had no time to say.
         assert record.told - told in (last + 1, last + 2)
@@ -202,69 +232,3 @@ def test_what_was_acknowledged_outlives_a_kill(path):
         assert own[-1] in (f"{nth}-{last}", f"{nth}-{last + 1}")
     assert len(record.events) == record.version == told >= 1000
     store.close()
-
-
-FILL = """
-import sys
-from pathlib import Path
-from user_llm.serving.sqlite_store import SQLiteStore
-from user_llm.serving.store import Full
-
-folder = Path(sys.argv[1])
-store, stored = SQLiteStore(folder / "users.db", kept=10**6), 0
-try:
-    while True:
-        store.append("u", [{"item": "x" * 5000}])
-        stored += 1
-except Full as error:
-    print(error)
-assert stored > 20 and store.get("u").told == stored, "what was stored can be read"
-try:
-    store.append("u", [{"item": "x" * 5000}])
-except Full:
-    pass
-(folder / "ballast").unlink()
-store.append("u", [{"item": "there is room again"}])
-assert store.get("u").told == stored + 1
-assert len(store.get("u").events) == stored + 1
-"""
-
-
-def test_a_full_disk_takes_nothing_more_and_still_reads(tmp_path):
-    """A real one, mounted for a process alone."""
-    mount = 'mount -t tmpfs -o size=2m small "$1" && head -c 300000 /dev/zero > "$1/ballast"'
-    own = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or subprocess.run([*own, mount, "sh", tmp_path]).returncode:
-        pytest.skip("no disk can be mounted in a user namespace here")
-    command = [*own, f'{mount} && exec "$2" -c "$3" "$1"', "sh", tmp_path, sys.executable, FILL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "make room on its disk" in done.stdout
-
-
-def test_what_is_no_store_is_refused(path, tmp_path):
-    path.write_text("these are no users, but a text of some length\n" * 100)
-    with pytest.raises(ValueError, match="holds no users"):
-        SQLiteStore(path)
-    later = tmp_path / "later.db"
-    SQLiteStore(later).close()
-    with sqlite3.connect(later) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-    with pytest.raises(ValueError, match="is of layout 99"):
-        SQLiteStore(later)
-
-
-def test_a_file_that_another_holds_does_not_answer_and_answers_later(path, monkeypatch):
-    monkeypatch.setattr("user_llm.serving.sqlite_store.WAITING", 0.05)
-    mine = SQLiteStore(path, kept=4)
-    mine.append("u", events(1))
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unavailable, match="does not answer"):
-        mine.append("u", events(2))
-    assert mine.get("u").events == events(1)
-    other.execute("ROLLBACK")
-    other.close()
-    assert mine.append("u", events(2)).version == 2
-    mine.close()

@@ -61,6 +61,14 @@ class SQLiteStore:
             found = self._alive(database, user)
             return self._record(database, user, found) if found else None
 
+    def version(self, user: str) -> int:
+        with self._reading() as database:
+            found = database.execute(
+                "SELECT version FROM users WHERE user = ? AND (expires IS NULL OR expires > ?)",
+                (user, time.time()),
+            ).fetchone()
+            return found[0] if found else 0
+
     def append(
         self, user: str, events: Sequence[Event], *, if_version: int | None = None
     ) -> Record:
@@ -75,8 +83,8 @@ class SQLiteStore:
         with self._writing() as database:
             done = database.execute(
                 "UPDATE users SET model = ?, made_version = ?, state = ? "
-                "WHERE user = ? AND version = ?",
-                (made.model, made.version, made.state, user, made.version),
+                "WHERE user = ? AND version = ? AND (expires IS NULL OR expires > ?)",
+                (made.model, made.version, made.state, user, made.version, time.time()),
             )
             return done.rowcount == 1
 

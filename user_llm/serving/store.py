@@ -30,19 +30,23 @@ class Record(NamedTuple):
 
 
 class StoreError(Exception):
-    """The store could not do what it was asked; nothing of it was done."""
+    """The store could not do what it was asked."""
 
 
 class Conflict(StoreError):
-    """The user is no longer as the caller knows him."""
+    """The user is no longer as the caller knows him; nothing was changed."""
 
 
 class Full(StoreError):
-    """There is no room to write; what is stored can still be read."""
+    """There is no room to write; nothing was changed, and what is stored can still be read."""
 
 
 class Unavailable(StoreError):
-    """The store does not answer; it may do so later."""
+    """The store does not answer; it may do so later.
+
+    A change that a server was already sent may have been made: one that is tried again with its
+    `if_version` is not made twice.
+    """
 
 
 class Store(Protocol):
@@ -53,6 +57,10 @@ class Store(Protocol):
 
     def get(self, user: str) -> Record | None:
         """The user; None where there is none, or none any more."""
+        ...
+
+    def version(self, user: str) -> int:
+        """The user's version alone, for little; 0 where there is none, or none any more."""
         ...
 
     def append(
