@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads: a collective holds one of each device, and with too few all can wait for others.
 os.environ.setdefault("NPROC", "64")
 
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,26 @@ def server(chat_model):
     import chat_server
 
     with chat_server.serve(chat_model) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def redis_command(tmp_path_factory) -> list[str]:
+    """What starts a Redis server."""
+    import redis_made
+
+    try:
+        return redis_made.find(tmp_path_factory.mktemp("redis"))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there is no redis-server, and Debian's package cannot be had: {error}")
+
+
+@pytest.fixture
+def redis_server(redis_command, tmp_path):
+    """One, empty, that has on its disk what it acknowledges."""
+    import redis_made
+
+    with redis_made.Server(redis_command, tmp_path / "redis") as made:
         yield made
 
 

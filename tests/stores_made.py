@@ -25,7 +25,11 @@ store.close()
 
 
 def opened(where: str, **told: Any) -> Store:
-    """A store in a file."""
+    """A store in a file, or on a server that a URL names."""
+    if "://" in where:
+        from user_llm.serving.redis_store import RedisStore
+
+        return RedisStore(where, **told)
     from user_llm.serving.sqlite_store import SQLiteStore
 
     return SQLiteStore(Path(where), **told)

@@ -1,4 +1,4 @@
-"""Stores of users, all of one behaviour."""
+"""Stores of users, all of one behaviour: in a file, and on a real Redis server."""
 
 import signal
 import threading
@@ -28,8 +28,10 @@ NAMES = [
 numbers = count()
 
 
-@pytest.fixture(params=["sqlite"])
-def where(tmp_path) -> str:
+@pytest.fixture(params=["sqlite", "redis"])
+def where(request, tmp_path) -> str:
+    if request.param == "redis":
+        return request.getfixturevalue("redis_server").url
     return str(tmp_path / "users.db")
 
 
