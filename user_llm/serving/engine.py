@@ -22,6 +22,7 @@ from user_llm.serving.batch import AT_ONCE, Batch, Request
 
 logger = logging.getLogger(__name__)
 
+Tell = Callable[[int | Exception | None], object]  # takes a token, or the end of an answer
 READ = 512  # positions that are read between two steps, or those of one request
 
 
@@ -51,7 +52,7 @@ class Answer:
         iterated over.
     """
 
-    def __init__(self, request: Request, tell: Callable[[int | Exception | None], object] | None):
+    def __init__(self, request: Request, tell: Tell | None):
         self.request, self.tokens = request, 0
         self.cancelled = self.ended = False
         self.asked, self.row = 0, -1  # tokens that are told or under way, and where
@@ -139,9 +140,7 @@ class Engine:
         """
         return self.batch.crossed(memory)
 
-    def submit(
-        self, request: Request, tell: Callable[[int | Exception | None], object] | None = None
-    ) -> Answer:
+    def submit(self, request: Request, tell: Tell | None = None) -> Answer:
         """The answer to a request, which waits for its turn; see `Answer` for `tell`.
 
         Raises:
