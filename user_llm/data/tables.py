@@ -67,7 +67,7 @@ def checked(table: Table, schema: TimelineSchema, of: Of) -> Table:
     """The table with its times in seconds, once the schema has found nothing wrong with it."""
     table = dict(table)
     if "timestamp" in table:
-        table["timestamp"] = [_seconds(t) for t in table["timestamp"]]
+        table["timestamp"] = [seconds(t) for t in table["timestamp"]]
     schema.check(table, of)
     return table
 
@@ -145,7 +145,7 @@ def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
 READERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines, ".json": _json}
 
 
-def _seconds(value: Any) -> Any:
+def seconds(value: Any) -> Any:
     """A time as seconds, or as it is where it is none."""
     if isinstance(value, str):
         try:

@@ -6,7 +6,7 @@ the new. All that is kept of models is rebuildable from the events.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Event = Mapping[str, Any]
 
@@ -49,6 +49,7 @@ class Unavailable(StoreError):
     """
 
 
+@runtime_checkable
 class Store(Protocol):
     """Users by name. What a call has acknowledged outlives the process.
 

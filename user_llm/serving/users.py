@@ -1,0 +1,222 @@
+"""Users who are followed: each event joins what is kept of them, and their memory knows it at once.
+
+What a model made of a user is kept beside the events, as bytes: the encoder's cache, and the tokens
+that the decoder reads. Where it is of another model, or of events that have since turned out to be
+older than others, the user is read anew from the events that are kept.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cachetools import LRUCache
+from safetensors.numpy import load, save
+
+from user_llm.data import unseen
+from user_llm.data.tables import named, seconds
+from user_llm.inference.generate import Crossed
+from user_llm.models.attention import KVCache
+from user_llm.models.encoders.base import EventCache
+from user_llm.models.layers import Memory
+from user_llm.serving.growing import Growing, Grown
+from user_llm.serving.store import Event, Made, Record, Store
+
+CACHED = 256 * 2**20  # bytes of memories
+
+Ready = Memory | Crossed  # what an answer takes
+
+
+class State(NamedTuple):
+    """What is made of one user."""
+
+    grown: Grown
+    memory: Memory  # [1, M, W]
+    told: int  # events there had been
+    last: int  # when the newest of them was, in seconds
+
+
+class Cached(NamedTuple):
+    version: int
+    memory: Ready
+
+
+class Users:
+    """Users of a store as a model sees them.
+
+    Args:
+      growing: the model; it reads the users who are known.
+      model: its name, one for every other content.
+      ready: what answers take, made once of each memory; kept for the users asked about last.
+      cached: bytes of these at most.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        growing: Growing,
+        model: str,
+        *,
+        ready: Callable[[Memory], Ready],
+        cached: int = CACHED,
+    ):
+        self.store, self.growing, self.model, self.ready = store, growing, model, ready
+        self._lock = threading.Lock()
+        self._ready: LRUCache[str, Cached] = LRUCache(cached, getsizeof=_size)
+        columns = {feature.column for feature in growing.dataset.schema.of("event")}
+        self._blank = dict.fromkeys((columns | {"rating", "review"}) - {"timestamp"})
+        self._empty = growing.empty()
+        self.nobody = ready(growing.memory(self._empty))  # of users without events
+        self.hits = self.misses = 0
+
+    @property
+    def cached(self) -> int:
+        """Users whose memory is ready."""
+        return len(self._ready)
+
+    def append(
+        self, user: str, events: Sequence[Event], *, if_version: int | None = None
+    ) -> Record:
+        """The user with these events, too; one without a `timestamp` is of now.
+
+        Raises:
+          ValueError: an event cannot be read.
+          StoreError: the store could not take them, or has them in another version.
+        """
+        return self._told(self.store.append(user, self.checked(events), if_version=if_version))
+
+    def replace(
+        self, user: str, events: Sequence[Event], *, if_version: int | None = None
+    ) -> Record:
+        """The same with these events in the place of all before."""
+        return self._told(self.store.replace(user, self.checked(events), if_version=if_version))
+
+    def delete(self, user: str) -> bool:
+        """Erases a user; whether there was one."""
+        with self._lock:
+            self._ready.pop(user, None)
+        return self.store.delete(user)
+
+    def memory(self, user: str) -> Ready:
+        """What answers to a user take; that of nobody in particular for one who is not known.
+
+        Raises:
+          StoreError: the store does not answer.
+        """
+        version = self.store.version(user)
+        with self._lock:
+            found = self._ready.get(user)
+        if found and found.version == version:
+            self.hits += 1
+            return found.memory
+        self.misses += 1
+        record = self.store.get(user)
+        if record is None or not record.told:
+            return self.nobody
+        return self._kept(record, self.state(record))
+
+    def state(self, record: Record) -> State:
+        """What the model makes of a user: what it made before, where it can, and what came since.
+
+        Raises:
+          ValueError: too few events are kept to read the user anew.
+        """
+        made, told, events = record.made, record.told, by_time(record.events)
+        before = unpacked(made.state, self._empty) if made and made.model == self.model else None
+        more = told - before.told if before else 0
+        if before and not more:
+            return before
+        news = record.events[-more:] if more else []
+        if before and more < len(events) and before.last <= min(map(_time, news)):
+            grown = self.growing.extended(before.grown, events, told, more)
+        else:
+            grown = self.growing.anew(events, told)
+        return State(grown, self.growing.memory(grown), told, _time(events[-1]))
+
+    def checked(self, events: Sequence[Event]) -> list[Event]:
+        """Events with all that the data set's have.
+
+        Raises:
+          ValueError: they cannot be read, and why.
+        """
+        now, schema = int(time.time()), self.growing.dataset.schema
+        known = {"item", "timestamp", *self._blank, *schema.columns.values()}
+        if strange := sorted({name for event in events for name in event} - known):
+            raise ValueError(
+                f"events of this data set have no {', '.join(strange)}; they have "
+                f"{', '.join(sorted(known))}"
+            )
+        whole = [{"timestamp": now, **self._blank, **named(event, schema)} for event in events]
+        if whole:
+            unseen.encode(self.growing.dataset, [whole])
+        return [{**event, "timestamp": int(float(seconds(event["timestamp"])))} for event in whole]
+
+    def _told(self, record: Record) -> Record:
+        """The user, once the model knows of what is new."""
+        if record.told:
+            state = self.state(record)
+            made = Made(self.model, record.version, packed(state))
+            self.store.keep(record.user, made)  # unless another's events came meanwhile
+            self._kept(record, state)
+        return record
+
+    def _kept(self, record: Record, state: State) -> Ready:
+        ready = self.ready(state.memory)
+        with self._lock:
+            found = self._ready.get(record.user)
+            own = Cached(record.version, ready)
+            if _size(own) <= self._ready.maxsize and (
+                found is None or found.version < record.version
+            ):
+                self._ready[record.user] = own
+        return ready
+
+
+def by_time(events: Iterable[Event]) -> list[Event]:
+    """The oldest first; those of one time in the order in which they came."""
+    return sorted(events, key=_time)
+
+
+def packed(state: State) -> bytes:
+    """A state without the places that no event has taken yet."""
+    grown, memory = jax.device_get((state.grown, state.memory))
+    count = int(grown.count[0])
+    keys, values = grown.cache.layers
+    arrays = {
+        "keys": keys[..., :count, :],
+        "values": values[..., :count, :],
+        "timestamps": grown.cache.timestamps[:, :count],
+        "told": grown.told[:, :count],
+        "tokens": memory.tokens,
+        "mask": memory.mask,
+        "at": np.array([count, state.told, state.last]),
+    }
+    return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+
+
+def unpacked(state: bytes, empty: Grown) -> State:
+    """The state that was packed, with the room of an empty one."""
+    found = load(state)
+    count, told, last = found["at"].tolist()
+
+    def whole(name: str, like: jax.Array, axis: int) -> jax.Array:
+        x = np.zeros(like.shape, like.dtype)
+        x[(slice(None),) * axis + (slice(count),)] = found[name]
+        return jnp.asarray(x)
+
+    keys, values = empty.cache.layers
+    layers = KVCache(whole("keys", keys, 3), whole("values", values, 3))
+    cache = EventCache(layers, whole("timestamps", empty.cache.timestamps, 1))
+    grown = Grown(cache, whole("told", empty.told, 1), jnp.array([count], jnp.int32))
+    return State(grown, Memory(*map(jnp.asarray, (found["tokens"], found["mask"]))), told, last)
+
+
+def _time(event: Event) -> int:
+    return event["timestamp"]
+
+
+def _size(cached: Cached) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(cached.memory))
