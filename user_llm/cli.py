@@ -36,6 +36,7 @@ TARGETS = {
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
     "export": "user_llm.commands:export",
+    "serve": "user_llm.commands:serve",
     "embed-texts": "user_llm.commands:embed_texts",
     "dpl": "user_llm.evaluation.dpl:main",
     "data build": "user_llm.commands:data_build",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -245,6 +246,19 @@ def export(folder: AnyPath, out: Path, system: str, adapter: bool) -> None:
     results = table(evaluation.read(made)["rows"]) if judged else ""
     exports.export(made, out, name=system, adapter=adapter, results=results)
     print(f"{out}: {system} of {folder}; its files are told in {out / 'export.json'}")
+
+
+def serve(**options: Any) -> None:
+    """Serves an export until it is told to stop.
+
+    Raises:
+      ValueError: what serving needs is not installed, or as `serving.http.serve.main`.
+    """
+    if missing := [name for name in ("fastapi", "uvicorn", "cachetools") if not find_spec(name)]:
+        raise ValueError(f"{', '.join(missing)} missing; pip install 'user-llm[serve]'")
+    from user_llm.serving.http.serve import main
+
+    main(**options)
 
 
 def embed_texts(encoder: Path, data: Path, of: str, out: Path, instruction: str) -> None:

@@ -228,6 +228,8 @@ def parser() -> argparse.ArgumentParser:
         help="LoRA beside the decoder, as PEFT reads it; not in it",
     )
 
+    _add_serve(add("serve", "answer over HTTP, as OpenAI's API does, each user with his memory"))
+
     texts = add("embed-texts", "write the vectors of a built data set's texts, each one once")
     texts.add_argument(
         "encoder", type=local, metavar="ENCODER", help="a folder with a BERT and its tokenizer"
@@ -308,3 +310,34 @@ def parser() -> argparse.ArgumentParser:
         told = f"`user-llm launch {verb} CONFIG --help` lists them; and the experiment's fields"
         rest(sub, "--FLAG VALUE", told)
     return made
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "export", type=local, metavar="EXPORT", help="a folder that `user-llm export` wrote"
+    )
+    for flag, kind, default, text in (
+        ("--host", str, "127.0.0.1", "where it listens"),
+        ("--port", int, 8000, "0: any that is free"),
+        ("--name", str, "", "what the model is called (default: as its folder)"),
+        ("--users", str, "", "their store: a file, or redis://HOST (default: beside the export)"),
+        ("--kept", int, 1000, "events of a user that are kept, the newest"),
+        ("--ttl", float, None, "days after a user's last event when he is erased"),
+        ("--api-keys", local, None, "a file of keys, one a line; or set USER_LLM_API_KEYS"),
+        ("--rows", int, 16, "answers under way at a time"),
+        ("--length", int, 512, "tokens of a prompt with its answer"),
+        ("--waiting", int, 64, "requests that wait for their turn"),
+        ("--cached", int, 256, "MiB of users' memories that are kept ready"),
+        ("--body", int, 1024, "KiB of a request"),
+        ("--seconds", float, 120.0, "until an answer is whole"),
+        ("--requests", int, 256, "that are open at a time"),
+    ):
+        text += "" if default in ("", None) else " (default: %(default)s)"
+        shown = {int: "N", float: "N", local: "FILE"}.get(kind, flag[2:].upper())
+        serve.add_argument(flag, type=kind, default=default, metavar=shown, help=text)
+    serve.add_argument(
+        "--cold", action="store_true", help="compiles what answers take when they first take it"
+    )
+    serve.add_argument(
+        "--unlocked", action="store_true", help="lets whoever reaches the server ask without a key"
+    )

@@ -1,0 +1,104 @@
+"""The whole of what is reached over HTTP: OpenAI's endpoints, those of users, and a page to try."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI, Response, Security
+from fastapi.responses import HTMLResponse
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+
+from user_llm.serving.http.border import REFUSALS, Border, Limits, add_handlers
+from user_llm.serving.http.forms import Health
+from user_llm.serving.http.here import Here, Serving
+from user_llm.serving.http.metrics import Metrics
+from user_llm.serving.http.people import people
+from user_llm.serving.http.words import words
+from user_llm.serving.service import Service
+from user_llm.serving.store import StoreError
+
+logger = logging.getLogger(__name__)
+PAGE = Path(__file__).with_name("page.html")
+PURGED = 60.0  # seconds from one look for users whose time is over to the next
+
+
+def make_app(
+    service: Service,
+    name: str,
+    *,
+    keys: Sequence[str] = (),
+    hosts: set[str] | None = None,
+    limits: Limits = Limits(),
+) -> Border:
+    """The server of a service, as ASGI's servers run it; it drains the service when it ends.
+
+    Args:
+      name: what the model is called.
+      keys, hosts: see `Border`.
+    """
+    metrics = Metrics()
+    metrics.watch(service)
+    serving = Serving(service, name, int(time.time()), limits, metrics)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        purging = asyncio.create_task(_purge(service))
+        yield
+        purging.cancel()
+        await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="user-llm",
+        version=version("user-llm"),
+        description="A language model that knows the user whom it answers.",
+        lifespan=life,
+        redoc_url=None,
+    )
+    app.state.serving = serving
+    key = [Security(HTTPBearer(auto_error=False))] if keys else []
+    app.include_router(words, dependencies=key)
+    app.include_router(people, dependencies=key)
+    add_handlers(app)
+    _add_facts(app)
+    return Border(app, metrics=metrics, limits=limits, keys=keys, hosts=hosts)
+
+
+def _add_facts(app: FastAPI) -> None:
+    """The routes that tell of the server itself."""
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text())
+
+    @app.get("/health", tags=["server"])
+    async def health() -> Health:
+        """Whether the server is there."""
+        return Health(status="ok")
+
+    @app.get("/ready", responses={503: {"model": Health}}, tags=["server"])
+    def ready(here: Here, response: Response) -> Health:
+        """Whether it answers everybody: the users' store is there."""
+        try:
+            here.service.users.store.version("")
+        except StoreError as error:
+            response.status_code = 503
+            return Health(status=f"no store: {error}")
+        return Health(status="ready")
+
+    @app.get("/metrics", responses={k: REFUSALS[k] for k in (401, 429)}, tags=["server"])
+    async def metrics(here: Here) -> Response:
+        """Figures for Prometheus."""
+        return Response(here.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _purge(service: Service) -> None:
+    while True:
+        await asyncio.sleep(PURGED)
+        with suppress(StoreError):  # it is asked again
+            if purged := await run_in_threadpool(service.users.store.purge):
+                logger.info("%d users whose time was over are erased", purged)

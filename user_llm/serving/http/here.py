@@ -1,0 +1,28 @@
+"""What every route is given: the service behind it, and what it may take."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from user_llm.serving.http.border import Limits
+from user_llm.serving.http.metrics import Metrics
+from user_llm.serving.service import Service
+
+
+@dataclass
+class Serving:
+    """A server's service, under its name."""
+
+    service: Service
+    name: str  # of the model
+    began: int  # seconds
+    limits: Limits
+    metrics: Metrics
+
+
+async def _here(request: Request) -> Serving:
+    return request.app.state.serving
+
+
+Here = Annotated[Serving, Depends(_here)]
