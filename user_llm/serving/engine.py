@@ -52,7 +52,7 @@ class Answer:
         iterated over.
     """
 
-    def __init__(self, request: Request, tell: Tell | None):
+    def __init__(self, request: Request, tell: Tell | None = None):
         self.request, self.tokens = request, 0
         self.cancelled = self.ended = False
         self.asked, self.row = 0, -1  # tokens that are told or under way, and where

@@ -120,11 +120,12 @@ class Answers:
         Raises:
           TimeoutError, RuntimeError: as `parts`.
         """
-        texts, ends = [""] * len(self.requests), ["stop"] * len(self.requests)
+        texts = [""] * len(self.requests)
+        ends: list[Finish] = ["stop"] * len(self.requests)
         async for index, text, finish in self.parts():
             texts[index] += text
             ends[index] = finish or ends[index]
-        return list(zip(texts, ends, strict=True))  # type: ignore
+        return list(zip(texts, ends, strict=True))
 
     def withdraw(self) -> None:
         """Ends what is still under way."""

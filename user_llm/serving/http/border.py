@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -21,10 +22,11 @@ from user_llm.serving.store import Conflict, Full, StoreError, Unavailable
 logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
-LOCAL = {"127.0.0.1", "localhost", "[::1]"}
+LOCAL = {"127.0.0.1", "localhost", "::1"}
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error"}
 # What every route may answer beside what it is for.
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -113,10 +115,9 @@ class Border:
             logger.info("answered", extra={"told": told})
 
     def _refused(self, path: str, headers: Mapping[str, bytes]) -> JSONResponse | None:
-        if self.hosts is not None:
-            host = headers.get("host", b"").decode("latin-1")
-            if host.rpartition(":")[0 if ":" in host.rpartition("]")[2] else 2] not in self.hosts:
-                return refusal(400, "this server is not reached under that name", param="host")
+        host = _host(headers.get("host", b"").decode("latin-1"))
+        if self.hosts is not None and host not in self.hosts:
+            return refusal(400, "this server is not reached under that name", param="host")
         if path.startswith(("/v1/", "/metrics")):
             given = headers.get("authorization", b"").decode("latin-1")
             scheme, _, key = given.partition(" ")
@@ -207,3 +208,11 @@ def add_handlers(app: FastAPI) -> None:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def _host(said: str) -> str | None:
+    """The name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{said}").hostname
+    except ValueError:
+        return None

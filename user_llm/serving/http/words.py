@@ -30,7 +30,9 @@ from user_llm.serving.http.here import Here, Serving
 
 logger = logging.getLogger(__name__)
 WRITTEN = 64  # tokens of an answer, where nobody says how many
-STREAM = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 words = APIRouter(responses=REFUSALS, tags=["words"])
 
 
