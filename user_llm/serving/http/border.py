@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from user_llm.serving.engine import Busy, Closed
 from user_llm.serving.http.forms import Problem, Refused
@@ -21,10 +22,6 @@ from user_llm.serving.store import Conflict, Full, StoreError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error"}
@@ -71,7 +68,7 @@ class Border:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         metrics: Metrics,
         limits: Limits,
@@ -82,7 +79,7 @@ class Border:
         self.keys = [_digest(key) for key in keys]
         self.hosts, self._open = hosts, 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
