@@ -120,7 +120,7 @@ def split(mesh: Any, names: Sequence[str | None], shape: Sequence[int]) -> list[
     return found
 
 
-def scarce(looked_up: int, rows: int) -> bool:
+def scarce(looked_up: Any, rows: int) -> bool:
     """Whether devices look up so few of a table's rows that it is better left split than whole."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and looked_up < rows

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.config import LoRAConfig, RopeScaling
 from user_llm.models.flash import flash
-from user_llm.models.layers import NO_LORA, Linear, RMSNorm, picked
+from user_llm.models.layers import NO_LORA, Linear, RMSNorm, known, picked
 from user_llm.sharding import constrain, platform
 
 FEW_QUERIES = 32  # up to which the keys are most of what a product reads
@@ -146,7 +146,8 @@ def attend(
     product, where there is less of it.
     """
     q, mask = rearrange(q, "b t (k g) h -> b k g t h", k=k.shape[1]), mask[:, None, None]
-    if q.shape[3] <= FEW_QUERIES:  # for whom XLA:CPU would transpose the keys, unless on the left
+    if known(q.shape[3]) and q.shape[3] <= FEW_QUERIES:
+        # For whom XLA:CPU would transpose the keys, unless on the left.
         scores = jnp.einsum("bksh,bkgth->bksgt", k, q, preferred_element_type=jnp.float32)
         scores = rearrange(scores, "b k s g t -> b k g t s")
     else:
@@ -177,7 +178,7 @@ def attend_causally(
         if y is not None:
             return rearrange(y, "b n t h -> b t (n h)")
     size = -(-q.shape[1] // CAUSAL_BLOCKS)
-    if size < 32:
+    if not known(size) or size < 32:
         return attend(q, k, v, mask, softcap)
     blocks = [slice(start, start + size) for start in range(0, q.shape[1], size)]
     return jnp.concatenate(

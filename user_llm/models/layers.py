@@ -36,6 +36,11 @@ REMAT: dict[Remat, Callable] = {
 }
 
 
+def known(size: Any) -> bool:
+    """Whether a size is a number, and not a symbol for any: of batch and length in an export."""
+    return isinstance(size, int)
+
+
 class Memory(NamedTuple):
     """What a stream knows of each user, as vectors that a decoder can attend to."""
 
@@ -152,14 +157,16 @@ def times_rows(x: Float[Array, "N I"], kernel: Float[Array, "O I"]) -> Float[Arr
 
     And a single row costs it less yet where the kernel comes in parts.
     """
-    if len(x) == 1 and platform() == "cpu" and len(kernel) % PARTS == 0:
+    rows = x.shape[0]
+    if rows == 1 and platform() == "cpu" and len(kernel) % PARTS == 0:
         parts = kernel.reshape(PARTS, -1, kernel.shape[1])
         x = jnp.broadcast_to(x, (PARTS, *x.shape))
         y = jax.lax.dot_general(parts, x, (((2,), (2,)), ((0,), (0,))))
         return jax.lax.optimization_barrier(y).reshape(1, -1)
     y = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())))
     # It would fold the transpose into the product, which then is the slow one.
-    return (jax.lax.optimization_barrier(y) if len(x) <= FEW_ROWS else y).T
+    few = not known(rows) or rows <= FEW_ROWS
+    return (jax.lax.optimization_barrier(y) if few else y).T
 
 
 def merged(params: dict[str, Any], lora: LoRAConfig) -> dict[str, Any]:

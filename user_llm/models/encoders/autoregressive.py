@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from user_llm.models.attention import Positions, frequencies
 from user_llm.models.blocks import Block
 from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
-from user_llm.models.layers import RMSNorm, picked, rematerialized
+from user_llm.models.layers import RMSNorm, known, picked, rematerialized
 
 
 class AutoregressiveEncoder(Encoder):
@@ -68,7 +68,8 @@ class AutoregressiveEncoder(Encoder):
 
     def in_row(self, segments: Int[Array, "B T"]) -> Positions:
         """Positions that serve every segment of a row, since only their differences count."""
-        return self.positions(np.arange(segments.shape[1])[None])
+        length = segments.shape[1]
+        return self.positions((np if known(length) else jnp).arange(length)[None])
 
 
 def through(
