@@ -42,7 +42,7 @@ COMMANDS = {
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "zoo": ["zoo", "--items", "9"],
-    "export": ["export", "runs/tiny", "--out", "exports/tiny", "--adapter"],
+    "export": ["export", "runs/tiny", "--out", "exports/tiny", "--format", "stablehlo"],
     "embed-texts": ["embed-texts", "models/bert", "datasets/tiny", "--out", "vectors"],
     "dpl": ["dpl", "datasets/tiny", "--url", "http://host/v1", "--model", "m", "--out", "dpl"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],

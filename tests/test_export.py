@@ -11,7 +11,7 @@ from flax import nnx
 from runs_made import EXPERIMENT
 from safetensors.numpy import load_file, save_file
 
-from user_llm import stages
+from user_llm import grammar, stages
 from user_llm.config import LoRAConfig
 from user_llm.runs import Run
 from user_llm.serving import export, sealed
@@ -171,3 +171,11 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="has no adapter"):
         export.export(run, tmp_path / "out", adapter=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_knows_every_format():
+    command = ["export", "runs/tiny", "--out", "exports/tiny", "--format"]
+    for form in sealed.LAYOUTS:
+        assert grammar.parser().parse_args([*command, form]).form == form
+    with pytest.raises(SystemExit):
+        grammar.parser().parse_args([*command, "onnx"])

@@ -239,13 +239,16 @@ def embed(
     print(f"{out}: {count} users, {made.width} numbers each; {shards} new shards")
 
 
-def export(folder: AnyPath, out: Path, system: str, adapter: bool) -> None:
-    """Writes a system of a run for serving, and tells where."""
+def export(
+    folder: AnyPath, out: Path, form: str, system: str, adapter: bool, events: Path | None
+) -> None:
+    """Writes a system of a run for serving, in one of the formats, and tells where."""
     made = Run.open(folder)
     judged = (folder / "evaluation.json").is_file()
     results = table(evaluation.read(made)["rows"]) if judged else ""
-    exports.export(made, out, name=system, adapter=adapter, results=results)
-    print(f"{out}: {system} of {folder}; its files are told in {out / 'export.json'}")
+    asked = {"name": system, "adapter": adapter, "results": results, "events": events}
+    exports.export(made, out, form, **asked)
+    print(f"{out}: {form} of {folder}; its files are told in {out / 'export.json'}")
 
 
 def serve(**options: Any) -> None:

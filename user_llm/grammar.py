@@ -213,9 +213,16 @@ def parser() -> argparse.ArgumentParser:
         help="the tokens that the fine-tuned decoder reads, not the encoder's vectors",
     )
 
-    export = add("export", "write a fine-tuned system as files that are served without the run")
+    export = add("export", "write a run's system, or its users, as files for serving")
     export.add_argument("folder", type=run, metavar="RUN", help="the folder of a run")
     export.add_argument("--out", type=local, metavar="DIR", required=True, help="a new folder")
+    export.add_argument(
+        "--format",
+        dest="form",
+        choices=("huggingface", "stablehlo", "soft-prompt", "vectors"),
+        default="huggingface",
+        help="whole; as programs; users as prompt embeddings, or as a table (default: %(default)s)",
+    )
     export.add_argument(
         "--system",
         default="user_llm",
@@ -227,6 +234,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="LoRA beside the decoder, as PEFT reads it; not in it",
     )
+    told = f"of soft-prompt and vectors: their users, {events}; the run's own if not given"
+    export.add_argument("--events", type=local, metavar="FILE", help=told)
 
     _add_serve(add("serve", "answer over HTTP, as OpenAI's API does, each user with his memory"))
 

@@ -1,143 +1,86 @@
-"""A run's system as files that are served: here in Hugging Face's layout."""
+"""A run's system as files that are served, in one of several formats."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from user_llm import stages
-from user_llm.config import DecoderConfig, LoRAConfig
 from user_llm.data import frame
-from user_llm.data.dataset import Dataset
-from user_llm.data.features import KNOWN
-from user_llm.huggingface import save_adapter, save_decoder
-from user_llm.models.layers import merged
 from user_llm.runs import Run
-from user_llm.serving import sealed
+from user_llm.serving import sealed, soft_prompt, stablehlo, vectors
+from user_llm.serving.leaving import TESTED, Leaving, tested, write_decoder
 from user_llm.serving.served import (
-    ADAPTER,
     DATA,
-    DECODER,
     FORMAT,
     SYSTEM,
     TEST,
     USER,
-    Served,
-    Told,
     own_names,
 )
 
-TESTED = 12  # events and tokens of the self-test
-CARD = """---
-library_name: user-llm
-pipeline_tag: text-generation
-tags: [user-llm, user-embeddings, recommendation]
-datasets: [{dataset}]
----
-
-# {name}
-
-A language model that reads a user's timeline as embeddings: streams {streams}, fusion {fusion},
-trained by the strategy {strategy}. `decoder/` is the language model alone, which transformers
-loads; `user_llm.serving.served.Served` reads this folder whole, and `export.json` says what each
-file must be.
-
-* data: {dataset}, {items:,} items
-* events read of a user: the newest {history}
-* seed {seed}; the experiment's hash is `{config}`
-
-## Results
-
-```text
-{results}
-```
-"""
+OF_USERS = (soft_prompt.FORMAT, vectors.FORMAT)  # formats that hold what is known of users
+CARD = (
+    "`decoder/` is the language model alone, which transformers loads; "
+    "`user_llm.serving.served.Served` reads this folder whole."
+)
 
 
 def export(
-    run: Run, folder: Path, *, name: str = "user_llm", adapter: bool = False, results: str = ""
+    run: Run,
+    folder: Path,
+    form: str = FORMAT,
+    *,
+    name: str = "user_llm",
+    adapter: bool = False,
+    results: str = "",
+    events: Path | None = None,
 ) -> None:
-    """Writes a system of a run into a new folder, from which `Served.load` makes it again.
+    """Writes a system of a run into a new folder, in one of the formats of `sealed.LAYOUTS`.
 
     Args:
       name: which of the run's systems.
-      adapter: leaves the decoder as it was, with its LoRA beside it in PEFT's layout; else merged.
+      adapter: as of `Leaving`.
       results: what the model card says of how it was judged.
+      events: a file of users, for formats that hold what is known of them; else the run's own.
 
     Raises:
       ValueError: there is something already; the system is not fine-tuned, or reads of users what
-        is not in their timelines; or an adapter is asked for and there is none.
+        is not in their timelines; an adapter is asked for and there is none; or the format has no
+        place for what is asked for.
     """
-    if name not in run.systems:
-        raise ValueError(f"the run has no system {name}; it has {', '.join(run.systems)}")
-    system = run.systems[name]
-    if not set(system.streams) <= {"timeline"}:
-        raise ValueError(
-            f"{name} reads {', '.join(system.streams)}; a system whose memory is of timelines "
-            "alone can be exported"
-        )
-    if adapter and not system.lora.rank:
-        raise ValueError(f"{name} has no adapter; leave --adapter out")
-    params, decoder = stages.trained_system(run, name), run.decoder_config
-    if system.lora.rank and not adapter:
-        params = {**params, "decoder": merged(params["decoder"], system.lora)}
-        system = system.model_copy(update={"strategy": "full", "lora": LoRAConfig()})
-    computing = decoder.model_dump(mode="json", include=DecoderConfig.COMPUTING)
-    history = run.experiment.finetune.history
-    told = Told(
-        system=system,
-        encoder=run.experiment.encoder,
-        decoder=computing,
-        history=history,
-        noun=run.experiment.data.noun,
-    )
-    data, tokenizer = frame.frame(run.dataset), run.tokenizer
-    served = Served(told, run.make_model(system), params, data, tokenizer, "")
+    writers = {
+        FORMAT: write,
+        stablehlo.FORMAT: stablehlo.write,
+        soft_prompt.FORMAT: soft_prompt.write,
+        vectors.FORMAT: vectors.write,
+    }
+    if form not in writers:
+        raise ValueError(f"there is no format {form}; there are {', '.join(writers)}")
+    if adapter and form != FORMAT:
+        raise ValueError(f"{form} has no place for --adapter, which {FORMAT} has; leave it out")
+    if events and form not in OF_USERS:
+        raise ValueError(f"{form} holds no users; --events goes with {' and '.join(OF_USERS)}")
+    writers[form](Leaving(run, name, adapter, results, events), folder)
+
+
+def write(leaving: Leaving, folder: Path) -> None:
+    """Writes all of a system, from which `Served.load` makes it again.
+
+    Raises:
+      ValueError: as `export`.
+    """
+    served, vocabulary = leaving.served, leaving.run.decoder_config.vocab_size
 
     def fill(new: Path) -> None:
-        special = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-        save_decoder(new / DECODER, decoder, params["decoder"], special=special)
-        tokenizer.save(new / DECODER)
-        if adapter:
-            base = str(Path("..", DECODER))
-            save_adapter(new / ADAPTER, system.lora, params["decoder"], base=base)
-        own = {name: np.asarray(x) for name, x in own_names(params).items()}
+        write_decoder(leaving, new)
+        own = {name: np.asarray(x) for name, x in own_names(served.params).items()}
         save_file(own, new / USER)
-        (new / SYSTEM).write_text(told.model_dump_json(indent=2) + "\n")
-        frame.write(data, new / DATA)
-        events, prompt = tested(data), list(range(min(TESTED, decoder.vocab_size)))
+        (new / SYSTEM).write_text(served.told.model_dump_json(indent=2) + "\n")
+        frame.write(served.dataset, new / DATA)
+        events, prompt = tested(served.dataset), list(range(min(TESTED, vocabulary)))
         save_file(served.answered(events, prompt), new / f"{TEST}.safetensors")
         (new / f"{TEST}.json").write_text(json.dumps({"events": events, "prompt": prompt}))
-        (new / "README.md").write_text(card(run, name, results))
+        (new / "README.md").write_text(leaving.card(CARD))
 
-    sealed.sealed(folder, FORMAT, fill, {"run": run.experiment.name, "system": name})
-
-
-def tested(data: Dataset) -> list[dict[str, Any]]:
-    """The events of nobody: items drawn from those that there are, an hour apart."""
-    drawn = np.random.default_rng(0).integers(KNOWN, len(data.items.ids), TESTED).tolist()
-    begin, columns = data.origin or 0, {feature.column for feature in data.schema.of("event")}
-    blank = dict.fromkeys((columns | {"rating", "review"}) - {"timestamp"})  # all else is missing
-    return [
-        {"item": data.items.ids[item], "timestamp": begin + 3600 * nth, **blank}
-        for nth, item in enumerate(drawn)
-    ]
-
-
-def card(run: Run, name: str, results: str) -> str:
-    """A model card."""
-    system, experiment = run.systems[name], run.experiment
-    return CARD.format(
-        name=f"{experiment.name}: {name}",
-        dataset=experiment.data.name,
-        streams=", ".join(system.streams) or "none",
-        fusion=system.fusion,
-        strategy=system.strategy,
-        items=len(run.dataset.items.ids) - KNOWN,
-        history=experiment.finetune.history,
-        seed=experiment.seed,
-        config=sealed.of_text(json.dumps(run.config, sort_keys=True)),
-        results=results or "not judged",
-    )
+    sealed.sealed(folder, FORMAT, fill, leaving.told)

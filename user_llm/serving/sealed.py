@@ -10,7 +10,9 @@ from typing import Any
 from user_llm.files import write_folder
 
 INDEX = "export.json"
-LAYOUTS = {"huggingface": 1}  # of each format, what this release writes and reads
+# Of each format, what this release writes and reads.
+LAYOUTS = {"huggingface": 1, "stablehlo": 1, "soft-prompt": 1, "vectors": 1}
+CACHED = "__pycache__"  # what Python leaves beside a module that it imports
 
 
 def sealed(
@@ -79,7 +81,11 @@ def of_text(text: str) -> str:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file but the index, by its path in the folder."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / INDEX)
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / INDEX and CACHED not in path.parts
+    )
     return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
 
 

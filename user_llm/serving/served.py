@@ -7,6 +7,7 @@ the system answered when it was exported.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def own_names(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_own(params: dict[str, Any], own: dict[str, np.ndarray]) -> dict[str, Any]:
+def with_own(params: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with these in their places."""
 
     def fill(path: tuple, x: Any) -> Any:
