@@ -49,6 +49,7 @@ def test_a_table_holds_what_the_encoder_says_of_each_user(made):
         vectors.TABLE,
         "selftest.safetensors",
     }
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 def test_damaged_tables_and_those_of_others_are_refused(made, tmp_path):

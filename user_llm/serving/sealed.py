@@ -28,6 +28,8 @@ def sealed(
 
     def write(new: Path) -> None:
         fill(new)
+        for path in new.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         said = {
             "format": form,
             "layout": LAYOUTS[form],
