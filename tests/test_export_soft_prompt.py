@@ -22,7 +22,6 @@ PROMPT = [5, 9, 3, 44, 17, 250]
 SLIDING = {"sliding_window": 3, "layer_types": ("sliding_attention", "full_attention")}
 FAMILIES = {
     "llama": {"tie_word_embeddings": False},
-    "mistral": {"sliding_window": 3},
     "qwen2": {},
     "qwen3": {},
     "gemma2": SLIDING
@@ -84,7 +83,7 @@ def test_transformers_answers_behind_them_as_the_system(tmp_path, monkeypatch, f
     np.testing.assert_allclose(made.embedded(PROMPT), theirs, rtol=1e-6)
 
 
-def test_users_of_a_file_leave_with_it_in_shards(tmp_path, monkeypatch):
+def test_users_of_a_file_leave_with_it_and_damage_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(soft_prompt, "SHARD", 2)
     rows = [
         {"user": user, "item": item, "timestamp": 1_700_000_000 + n}
@@ -103,16 +102,7 @@ def test_users_of_a_file_leave_with_it_in_shards(tmp_path, monkeypatch):
     np.testing.assert_allclose(made.memory("ann"), made.memory("cy"), rtol=1e-6)
     with pytest.raises(ValueError, match="'dan' is none of the 3 users that were exported"):
         made.memory("dan")
-    (folder / "users" / "users-000001.safetensors").unlink()
-    weights = folder / "decoder" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    said = "users-000001.safetensors is missing; decoder/model.safetensors is damaged"
-    with pytest.raises(ValueError, match=said):
-        SoftPrompts.load(folder)
 
-
-def test_what_answers_otherwise_is_refused(tmp_path, monkeypatch):
-    _, folder = exported(tmp_path, monkeypatch, "gemma3_text")
     copy = shutil.copytree(folder, tmp_path / "copy")
     found = load_file(copy / "selftest.safetensors")
     save_file(found | {"logits": found["logits"] * 1.01}, copy / "selftest.safetensors")
@@ -120,6 +110,13 @@ def test_what_answers_otherwise_is_refused(tmp_path, monkeypatch):
     (copy / sealed.INDEX).write_text(json.dumps(index | {"files": sealed.hashes(copy)}))
     with pytest.raises(ValueError, match="the logits of its self-test differ by"):
         SoftPrompts.load(copy)
+
+    (folder / "users" / "users-000001.safetensors").unlink()
+    weights = folder / "decoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    said = "users-000001.safetensors is missing; decoder/model.safetensors is damaged"
+    with pytest.raises(ValueError, match=said):
+        SoftPrompts.load(folder)
 
 
 def test_what_is_read_otherwise_is_refused(tmp_path, monkeypatch):
