@@ -98,6 +98,7 @@ class Leaving:
             encoder=run.experiment.encoder,
             decoder=run.decoder_config.model_dump(mode="json", include=DecoderConfig.COMPUTING),
             history=run.experiment.finetune.history,
+            noun=run.experiment.data.noun,
         )
         data = frame.frame(run.dataset)
         return Served(told, run.make_model(system), params, data, run.tokenizer, "")
