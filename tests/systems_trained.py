@@ -15,8 +15,8 @@ from systems_made import CASES
 from user_llm import processes
 from user_llm.config import MeshConfig, OptimConfig
 from user_llm.sharding import batch_sharding, make_mesh
-from user_llm.training.loop import make_train_step, placement, setup
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, placement, setup
 
 STEPS = 20
 TX = make_optimizer(OptimConfig(), STEPS)

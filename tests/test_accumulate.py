@@ -15,7 +15,7 @@ from user_llm.models.encoders import ENCODERS, AutoregressiveEncoder
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses
-from user_llm.training.loop import Lesson, make_train_step, setup
+from user_llm.training.step import Lesson, make_train_step, setup
 
 STILL = ENCODER.model_copy(update={"dropout": 0.0})  # what is drawn is drawn for each part
 SYSTEM = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER, strategy="encoder")

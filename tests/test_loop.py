@@ -16,7 +16,8 @@ from jax.sharding import SingleDeviceSharding
 from user_llm.config import OptimConfig, StageConfig
 from user_llm.training import goodput, loop, tracking
 from user_llm.training.checkpoint import Checkpoints
-from user_llm.training.loop import Stage, fit, graft, merge
+from user_llm.training.loop import Stage, fit
+from user_llm.training.step import graft, merge
 
 CONFIG = StageConfig(
     steps=12,
@@ -264,7 +265,9 @@ def test_the_best_by_validation_is_returned_and_patience_ends_the_stage(
     np.testing.assert_array_equal(found, seen[1])
     assert (saved(tmp_path).steps(), saved(tmp_path).best()[0]) == ([4, 8], 4)
     lines = (tmp_path / tracking.FILE).read_bytes()
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: pytest.fail)  # nothing is left
+    monkeypatch.setattr(
+        "user_llm.training.step.make_train_step", lambda *_, **__: pytest.fail
+    )  # nothing is left
     np.testing.assert_array_equal(run(stage(validate=validate, **changes), tmp_path, mesh), found)
     assert (tmp_path / tracking.FILE).read_bytes() == lines
 

@@ -13,8 +13,8 @@ from user_llm.config import OptimConfig, SystemConfig
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses
-from user_llm.training.loop import make_train_step, setup
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, setup
 
 BATCH, TOKENS, VOCAB, EVENTS = 64, 513, 1536, 6
 SYSTEM = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)

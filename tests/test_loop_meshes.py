@@ -13,7 +13,7 @@ from jobs_made import Job
 from systems_made import CASES
 from systems_trained import TX, train
 
-from user_llm.training.loop import placement, setup
+from user_llm.training.step import placement, setup
 
 SHAPES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2", "4x2x1", "2x1x4", "1x2x4", "1x4x2")
 QUICK = (

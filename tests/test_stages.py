@@ -29,7 +29,7 @@ from user_llm.evaluation.evaluate import evaluate
 from user_llm.evaluation.next_item import seen_items
 from user_llm.evaluation.system import System
 from user_llm.runs import Run
-from user_llm.training import loop, tracking
+from user_llm.training import tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -258,7 +258,7 @@ def test_a_second_evaluation_trains_nothing_and_says_the_same(start, monkeypatch
     first = evaluate(start(of))
     run = start(of)
     left = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.name != "evaluation.json"}
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: pytest.fail)
+    monkeypatch.setattr("user_llm.training.step.make_train_step", lambda *_, **__: pytest.fail)
     again = evaluate(run)
     assert (again["rows"], again["users"]) == (first["rows"], first["users"])
     assert left == {p: p.stat().st_mtime_ns for p in left}

@@ -13,9 +13,9 @@ from models_made import ENCODER
 from user_llm.config import FeatureConfig, ObjectiveConfig, OptimConfig
 from user_llm.models.encoders import ENCODERS
 from user_llm.sharding import batch_sharding
-from user_llm.training.loop import make_train_step, setup
 from user_llm.training.losses import encoder_loss
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, setup
 
 ROWS = 10 * 2**20
 BATCH, EVENTS, NEGATIVES = 32, 10, 64

@@ -23,8 +23,8 @@ from user_llm.inference.generate import Generator
 from user_llm.models.decoder import Decoder
 from user_llm.models.user_llm import UserLLM, check, trained
 from user_llm.training import losses
-from user_llm.training.loop import make_train_step, setup
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, setup
 
 CROSSED = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
 SOFT = CROSSED.model_copy(update={"fusion": "soft_prompt"})

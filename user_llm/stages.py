@@ -32,7 +32,8 @@ from user_llm.sharding import batch_sharding, replicated
 from user_llm.sources import data_path
 from user_llm.training import grow, losses
 from user_llm.training.checkpoint import Checkpoints
-from user_llm.training.loop import Lesson, Params, Stage, fit, setup
+from user_llm.training.loop import Stage, fit
+from user_llm.training.step import Lesson, Params, setup
 
 ALIGNMENT_HISTORY = 8  # events
 KNOWN = "features.json"  # what the encoder in its folder is numbered by

@@ -22,8 +22,8 @@ from user_llm.models import zoo
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding, make_mesh
 from user_llm.training import losses
-from user_llm.training.loop import make_train_step, setup
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, setup
 
 WANTED = 1.15  # times a step of the timeline alone, at most
 EVENTS, TOKENS = 50, 64  # of a timeline, all of which are compared, and of a row

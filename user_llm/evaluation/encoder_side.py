@@ -13,8 +13,9 @@ from user_llm.data.timelines import pack
 from user_llm.evaluation.peers.work import Work, asked, measure, memory, timelines
 from user_llm.models.encoders import AutoregressiveEncoder
 from user_llm.sharding import make_mesh
-from user_llm.training import loop, losses
+from user_llm.training import losses
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import make_train_step, setup
 
 
 def encoder_config(work: Work) -> EncoderConfig:
@@ -71,8 +72,8 @@ def trainer(work: Work, source: pipeline.PackedTimelines, mesh: Mesh):
         return AutoregressiveEncoder(encoder_config(work), source.dataset.inputs, rngs=rngs)
 
     tx = make_optimizer(OptimConfig(learning_rate=work.learning_rate), work.steps)
-    graphdef, abstract, init = loop.setup(make_encoder, tx, nnx.Param, mesh)
-    step = loop.make_train_step(graphdef, loss, tx, abstract)
+    graphdef, abstract, init = setup(make_encoder, tx, nnx.Param, mesh)
+    step = make_train_step(graphdef, loss, tx, abstract)
     key, state = jax.random.key(0), init(jax.random.key(0))
     rows, devices = work.users * len(source) / users, mesh.devices.size
     batches = pipeline.batches(

@@ -21,7 +21,7 @@ from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.system import Answers, System
 from user_llm.files import write_atomically
 from user_llm.runs import Run
-from user_llm.training.loop import Params
+from user_llm.training.step import Params
 
 SHOWN = 4  # users whose answers the report shows
 COSTED = {"timeline"}  # streams whose operations `flops` knows

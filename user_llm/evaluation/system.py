@@ -20,7 +20,7 @@ from user_llm.inference.catalog import Catalog, beam_search
 from user_llm.inference.generate import Generator
 from user_llm.models.layers import Memory
 from user_llm.runs import Run
-from user_llm.training.loop import Params
+from user_llm.training.step import Params
 
 PROMPTS = 2**15  # tokens that are read at a time, unless one prompt alone has more
 

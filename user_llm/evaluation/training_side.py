@@ -22,8 +22,8 @@ from user_llm.models.layers import Memory
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.sharding import batch_sharding, make_mesh
 from user_llm.training import losses
-from user_llm.training.loop import graft, make_train_step, setup
 from user_llm.training.optim import make_optimizer
+from user_llm.training.step import graft, make_train_step, setup
 
 
 class Given(UserLLM):

@@ -27,7 +27,7 @@ from user_llm.launch.memory import Memory
 from user_llm.launch.topology import GIB, Topology, parse
 from user_llm.runs import Run
 from user_llm.sharding import make_mesh
-from user_llm.training.loop import Lesson
+from user_llm.training.step import Lesson
 
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 DATASETS = Path("datasets")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from user_llm.launch.shapes import held
 from user_llm.launch.topology import GIB, Topology
-from user_llm.training.loop import TrainState
+from user_llm.training.step import TrainState
 
 SHOWN = 5  # arrays that are named
 ALLOCATION = re.compile(

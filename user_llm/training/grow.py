@@ -17,7 +17,7 @@ from user_llm.config import Config
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN, MISSING, UNKNOWN, Bag, Categorical, Numeric, Vocabulary
 from user_llm.data.schema import AnyFeature
-from user_llm.training.loop import Params, flatten
+from user_llm.training.step import Params, flatten
 
 
 class Known(Config):
