@@ -244,6 +244,7 @@ def test_what_cannot_be_done_is_said_in_openais_form(server, client):
         ({"max_tokens": 10**6}, "positions"),
         ({"logprobs": True}, "logprobs"),
         ({"user": "no spaces"}, "user"),
+        ({"user": ".."}, "user"),
         ({"items_only": True, "max_tokens": 1}, "max_new_tokens"),
     ):
         body = {**HOW, "messages": [{"role": "user", "content": PROMPT}], **wrong}
@@ -259,6 +260,9 @@ def test_what_cannot_be_done_is_said_in_openais_form(server, client):
         flags = ("-H", "Content-Type: application/json", "-d", body)
         assert curl(server, "/v1/users/odd/events", *flags)[0] == 400
     assert curl(server, "/v1/users/odd")[0] == 404
+    event = posted({"events": [{"item": "1"}]})
+    for name, status in (("..", 400), (".", 400), ("...", 200), ("..a", 200)):
+        assert curl(server, f"/v1/users/{name}/events", "--path-as-is", *event)[0] == status
     large = posted({"events": [{"item": "x" * 2**21}]})
     path = server.log.with_name("large.json")
     path.write_text(large[-1])
@@ -277,6 +281,7 @@ def test_figures_and_logs_tell_nothing_of_what_was_said(server, client, told):
     asked = 'user_llm_requests_total{method="POST",route="/v1/chat/completions",status="200"}'
     assert asked in figures and "user_llm_first_token_seconds_bucket" in figures
     log = server.log.read_text()
+    assert "users.sqlite" in server.logged()[0]["said"]
     assert any(line.get("route") == "/v1/users/{user}/events" for line in server.logged())
     for hidden in (secret, "user-0", PROMPT):
         assert hidden not in log and hidden not in figures

@@ -72,6 +72,9 @@ class RedisStore:
         }
         self._looked, self._lock = False, threading.Lock()
 
+    def __str__(self) -> str:
+        return self.server
+
     def get(self, user: str) -> Record | None:
         found = self._run(READ, user)
         return _record(user, found) if found else None

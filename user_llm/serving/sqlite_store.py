@@ -56,6 +56,9 @@ class SQLiteStore:
             self.close()
             raise ValueError(f"{path} holds no users: {error}; name another file") from error
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def get(self, user: str) -> Record | None:
         with self._reading() as database:
             found = self._alive(database, user)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from user_llm.inference.sampling import Sampling
 
-USER = r"^[^\s/\x00-\x1f\x7f]+$"
+_SIGN = r"[^\s/\x00-\x1f\x7f"
+USER = rf"^(\.*{_SIGN}.]{_SIGN}]*|\.{{3,}})$"  # "." and ".." cannot be reached in a path
 MOST = 1000  # events of a request, users of another
 UserId = Annotated[str, Path(min_length=1, max_length=128, pattern=USER)]
 UserName = Annotated[str, Field(min_length=1, max_length=128, pattern=USER)]
