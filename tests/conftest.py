@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads: a collective holds one of each device, and with too few all can wait for others.
 os.environ.setdefault("NPROC", "64")
 
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +86,20 @@ def redis_server(redis_command, tmp_path):
 
     with redis_made.Server(redis_command, tmp_path / "redis") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """What starts a Chromium."""
+    import chromium_made
+
+    folder = tmp_path_factory.mktemp("chromium")
+    try:
+        yield chromium_made.find(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there is no Chromium, and Debian's packages cannot be had: {error}")
+    finally:
+        shutil.rmtree(folder)  # it is large
 
 
 @pytest.fixture(scope="session")

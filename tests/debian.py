@@ -26,7 +26,7 @@ def unpack(folder: Path, *packages: str) -> Path:
     with (Path(tempfile.gettempdir()) / "user_llm_debian.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would refuse one another
         run("apt-get", "update", "-qq")
-        planned = run("apt-get", "install", "--simulate", *packages)
+        planned = run("apt-get", "install", "--simulate", "--no-install-recommends", *packages)
         names = [line.split()[1] for line in planned.splitlines() if line.startswith("Inst ")]
         run("apt-get", "download", "-qq", *names)
     for deb in debs.glob("*.deb"):
