@@ -1,9 +1,11 @@
 """What befalls a store in a file: a full disk, traces of the erased, files that are no stores."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 from stores_made import events
@@ -98,3 +100,19 @@ def test_a_file_that_another_holds_does_not_answer_and_answers_later(path, monke
     other.close()
     assert mine.append("u", events(2)).version == 2
     mine.close()
+
+
+def test_threads_that_come_and_go_leave_no_connections(store):
+    def ask() -> None:
+        store.append("u", events(1))
+        store.get("u")
+
+    def all_open() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = all_open()
+    for _ in range(20):
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join()
+    assert all_open() <= before and store.version("u") == 20

@@ -2,10 +2,10 @@
 
 import json
 import sqlite3
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from user_llm.serving.store import Conflict, Event, Full, Made, Record, Unavailable
@@ -39,8 +39,7 @@ class SQLiteStore:
 
     def __init__(self, path: Path, *, kept: int = 1000, ttl: float | None = None):
         self.path, self.kept, self.ttl = path, kept, ttl
-        self._own = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._idle: deque[sqlite3.Connection] = deque()  # as many as have been in use at a time
         try:
             with self._writing() as database:
                 (layout,) = database.execute("PRAGMA user_version").fetchone()
@@ -118,10 +117,8 @@ class SQLiteStore:
         return len(users)
 
     def close(self) -> None:
-        for database in self._all:
-            database.close()
-        self._all.clear()
-        self._own = threading.local()
+        while self._idle:
+            self._idle.pop().close()
 
     def _change(
         self, user: str, events: Sequence[Event], if_version: int | None, *, anew: bool
@@ -173,10 +170,17 @@ class SQLiteStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        database = None
         try:
-            yield self._connection()
+            database = self._taken()
+            yield database
         except sqlite3.OperationalError as error:
             raise _told(error, self.path) from error
+        finally:
+            if database is not None and not database.in_transaction:
+                self._idle.append(database)
+            elif database is not None:  # what went wrong could not be taken back
+                database.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -191,18 +195,20 @@ class SQLiteStore:
                     database.execute("ROLLBACK")
                 raise
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        database = getattr(self._own, "database", None)
-        if database is None:
-            database = sqlite3.connect(
-                self.path, timeout=WAITING, isolation_level=None, check_same_thread=False
-            )
-            self._all.append(database)
+    def _taken(self) -> sqlite3.Connection:
+        """One that nobody else uses meanwhile."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        database = sqlite3.connect(
+            self.path, timeout=WAITING, isolation_level=None, check_same_thread=False
+        )
+        try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")  # each commit is on the disk
             database.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
-            self._own.database = database
+        except BaseException:
+            database.close()
+            raise
         return database
 
 
