@@ -8,6 +8,7 @@ import pytest
 from test_growing import WINDOW, drawn, subject  # noqa: F401 (a fixture)
 
 from user_llm.serving.sqlite_store import SQLiteStore
+from user_llm.serving.store import Full
 from user_llm.serving.users import Users, by_time
 
 KEPT = 3 * WINDOW
@@ -130,3 +131,20 @@ def test_as_many_memories_are_ready_as_there_is_room_for(store, growing):
     assert users.misses == misses
     users.memory("a")
     assert users.misses == misses + 1 and users.cached == 2
+
+
+def test_events_that_are_there_are_acknowledged_though_their_memory_has_no_room(
+    store, growing, monkeypatch
+):
+    users = followed(store, growing)
+    news = drawn(np.random.default_rng(0), 4)
+    users.append("u", news[:2])
+
+    def full(user, made):
+        raise Full("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "keep", full)
+        assert users.append("u", news[2:]).told == 4
+        assert_same(users.memory("u"), whole(store, growing, "u"))
+    assert_same(followed(store, growing).memory("u"), whole(store, growing, "u"))

@@ -5,6 +5,7 @@ that the decoder reads. Where it is of another model, or of events that have sin
 older than others, the user is read anew from the events that are kept.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +24,9 @@ from user_llm.models.attention import KVCache
 from user_llm.models.encoders.base import EventCache
 from user_llm.models.layers import Memory
 from user_llm.serving.growing import Growing, Grown
-from user_llm.serving.store import Event, Made, Record, Store
+from user_llm.serving.store import Event, Made, Record, Store, StoreError
 
+logger = logging.getLogger(__name__)
 CACHED = 256 * 2**20  # bytes of memories
 
 Ready = Memory | Crossed  # what an answer takes
@@ -159,7 +161,10 @@ class Users:
         if record.told:
             state = self.state(record)
             made = Made(self.model, record.version, packed(state))
-            self.store.keep(record.user, made)  # unless another's events came meanwhile
+            try:
+                self.store.keep(record.user, made)  # unless another's events came meanwhile
+            except StoreError as error:  # the events are there: who sent them is not to do so again
+                logger.warning("what is made of a user is not kept: %s", type(error).__name__)
             self._kept(record, state)
         return record
 
