@@ -17,6 +17,7 @@ from user_llm.config import Config, FeatureConfig
 
 MISSING, UNKNOWN, KNOWN = 0, 1, 2  # ids: of a missing value, of a strange one, of the first known
 LATEST = 10**11  # seconds; what lies beyond the year 5138 is in milliseconds
+FINITE = float(np.finfo(np.float32).max)
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
@@ -295,6 +296,6 @@ def _numbers(values: Sequence[Any] | np.ndarray) -> np.ndarray:
 
 def _is_number(value: Any) -> bool:
     try:
-        return bool(np.isfinite(float(value)))
+        return abs(float(value)) <= FINITE
     except (TypeError, ValueError):
         return False
