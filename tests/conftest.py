@@ -103,6 +103,23 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def made_export(tmp_path_factory) -> tuple:
+    """A run and its export, the same for all workers."""
+    import serving_made
+
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    return serving_made.made_export(folder / "exports")
+
+
+@pytest.fixture(scope="session")
+def exported(made_export) -> Path:
+    """An export's folder."""
+    return made_export[1]
+
+
+@pytest.fixture(scope="session")
 def mesh() -> Callable[..., Mesh]:
     """Makes a data x fsdp x tensor mesh over the first devices, as many as it needs."""
     from user_llm.config import MeshConfig

@@ -1,11 +1,12 @@
 """A served export: a real process of `user-llm serve`, asked over HTTP."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -49,9 +50,13 @@ def raw_events(run: Run, user: int) -> list[dict]:
 
 
 def made_export(folder: Path) -> tuple[Run, Path]:
-    """A run and its export, called `tiny`."""
-    run = made_run(folder / "run")
-    export.export(run, folder / "tiny")
+    """A run and its export, called `tiny`; as they are, where another process has made them."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = made_run(folder / "run")
+        if not (folder / "tiny").exists():
+            export.export(run, folder / "tiny")
     return run, folder / "tiny"
 
 
@@ -71,11 +76,22 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def served(exported: Path, folder: Path, *flags: str, ready: bool = True, **env: str):
-    """A server of an export, its users in a file of the folder; killed in the end."""
+def served(
+    exported: Path,
+    folder: Path,
+    *flags: str,
+    ready: bool = True,
+    within: Sequence[str] = (),
+    **env: str,
+):
+    """A server of an export, its users in a file of the folder; killed in the end.
+
+    Args:
+      within: what runs the command that is behind it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"server-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "user_llm.cli", "serve", str(exported)]
+    command = [*within, sys.executable, "-m", "user_llm.cli", "serve", str(exported)]
     command += ["--port", "0", "--cold"]
     env = CHEAP | {"JAX_COMPILATION_CACHE_DIR": str(exported.with_name("compiled"))} | env
     if "--users" not in flags:

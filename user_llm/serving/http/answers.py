@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request as Asked
-from starlette.concurrency import run_in_threadpool
 
 from user_llm.inference.writer import Spelling
 from user_llm.serving.batch import Request
@@ -36,6 +37,7 @@ class Answers:
       user: whose memory they read, if anybody's.
       stop: texts before which an answer ends.
       seconds: until all are whole.
+      threads: in which the store is asked about the user; None: those that all share.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Answers:
         stop: Sequence[str],
         seconds: float,
         metrics: Metrics,
+        threads: CapacityLimiter | None = None,
     ):
+        self.threads = threads
         self.service, self.user, self.seconds, self.metrics = service, user, seconds, metrics
         special = map(service.tokenizer.special, stop)
         stops = {service.tokenizer.eos}.union(*special)
@@ -70,8 +74,8 @@ class Answers:
         self._answers = []
         try:
             for index, request in enumerate(self.requests):
-                ask = (self.service.answer, request, self.user, tell(index))
-                self._answers.append(await run_in_threadpool(*ask))
+                ask = partial(self.service.answer, request, self.user, tell(index))
+                self._answers.append(await to_thread.run_sync(ask, limiter=self.threads))
         except BaseException:
             self.withdraw()
             raise

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI, Response, Security
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
@@ -26,6 +28,14 @@ from user_llm.serving.service import Service
 from user_llm.serving.store import StoreError
 
 logger = logging.getLogger(__name__)
+
+
+class Figures(PlainTextResponse):
+    """Prometheus' own format."""
+
+    media_type = "text/plain; version=0.0.4"
+
+
 PAGE = Path(__file__).with_name("page.html")
 PURGED = 60.0  # seconds from one look for users whose time is over to the next
 
@@ -61,44 +71,70 @@ def make_app(
         description="A language model that knows the user whom it answers.",
         lifespan=life,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.serving = serving
     key = [Security(HTTPBearer(auto_error=False))] if keys else []
     app.include_router(words, dependencies=key)
     app.include_router(people, dependencies=key)
     add_handlers(app)
-    _add_facts(app)
+    _add_facts(app, key)
+    _describe(app)
     return Border(app, metrics=metrics, limits=limits, keys=keys, hosts=hosts)
 
 
-def _add_facts(app: FastAPI) -> None:
+def _describe(app: FastAPI) -> None:
+    """Takes out FastAPI's 422: what is misread is answered by 400."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = described()
+            for path in found["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                found["components"]["schemas"].pop(name, None)
+        return described()
+
+    app.openapi = openapi
+
+
+def _add_facts(app: FastAPI, key: Sequence[Any]) -> None:
     """The routes that tell of the server itself."""
     text = PAGE.read_text()
     headers = _page_headers(text)
+    refused: dict[int | str, Any] = {status: REFUSALS[status] for status in (400, 413)}
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(text, headers=headers)
 
-    @app.get("/health", tags=["server"])
+    @app.get("/health", responses=refused, tags=["server"])
     async def health() -> Health:
         """Whether the server is there."""
         return Health(status="ok")
 
-    @app.get("/ready", responses={503: {"model": Health}}, tags=["server"])
-    def ready(here: Here, response: Response) -> Health:
+    @app.get("/ready", responses={**refused, 503: {"model": Health}}, tags=["server"])
+    async def ready(here: Here, response: Response) -> Health:
         """Whether it answers everybody: the users' store is there."""
         try:
-            here.service.users.store.version("")
+            await to_thread.run_sync(here.service.users.store.version, "", limiter=here.ready)
         except StoreError as error:
             response.status_code = 503
             return Health(status=f"no store: {error}")
         return Health(status="ready")
 
-    @app.get("/metrics", responses={k: REFUSALS[k] for k in (401, 429)}, tags=["server"])
+    @app.get(
+        "/metrics",
+        responses=refused | {status: REFUSALS[status] for status in (401, 429)},
+        response_class=Figures,
+        dependencies=key,
+        tags=["server"],
+    )
     async def metrics(here: Here) -> Response:
         """Figures for Prometheus."""
-        return Response(here.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Figures(here.metrics.text())
 
 
 def _page_headers(text: str) -> dict[str, str]:

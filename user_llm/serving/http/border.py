@@ -1,5 +1,6 @@
 """What stands before every request: keys, limits, counts, and one form for all that is refused."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -32,6 +33,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The request cannot be understood; says which field, and why.",
         401: "There is no valid API key.",
         404: "There is no such model, user or page.",
+        408: "The body did not come in time.",
         413: "The body is too large.",
         429: "As many wait as may; ask again later.",
         503: "The users' store does not answer, or the server is being stopped.",
@@ -51,10 +53,15 @@ class Limits(NamedTuple):
     body: int = 2**20  # bytes
     seconds: float = 120.0  # until an answer is whole
     requests: int = 256  # at a time
+    idle: float = 30.0  # seconds until a body is there, or a part of an answer has been taken
 
 
 class NotFound(Exception):
     """What is named is not there."""
+
+
+class Stalled(Exception):
+    """Whoever asked does not read what is answered."""
 
 
 class Border:
@@ -83,14 +90,20 @@ class Border:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status, name = time.perf_counter(), 500, uuid4().hex
+        began, status, name, stalled = time.perf_counter(), 500, uuid4().hex, False
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stalled
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name.encode())]
-            await send(message)
+            try:
+                async with asyncio.timeout(self.limits.idle) as patience:
+                    await send(message)
+            except TimeoutError as error:
+                if not (stalled := patience.expired()):
+                    raise
+                raise Stalled from error
 
         self._open += 1
         self.metrics.open.set(self._open)
@@ -100,6 +113,10 @@ class Border:
                 await refused(scope, receive, sent)
             else:
                 await self.app(scope, self._limited(receive), sent)
+        except BaseException:  # Stalled itself may be in a group
+            if not stalled:
+                raise
+            logger.warning("an answer was not read, and is broken off")
         finally:
             self._open -= 1
             self.metrics.open.set(self._open)
@@ -134,11 +151,18 @@ class Border:
         return any([hmac.compare_digest(given, known) for known in self.keys])  # all, always
 
     def _limited(self, receive: Receive) -> Receive:
-        room = self.limits.body
+        room, until, whole = self.limits.body, time.perf_counter() + self.limits.idle, False
 
         async def limited() -> Message:
-            nonlocal room
-            message = await receive()
+            nonlocal room, whole
+            if whole:  # what comes now is that whoever asked leaves
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - time.perf_counter())
+            except TimeoutError as error:
+                how = f"the body was not there after {self.limits.idle:g} seconds"
+                raise HTTPException(408, how) from error
+            whole = not message.get("more_body", False)
             room -= len(message.get("body", b""))
             if room < 0:
                 raise HTTPException(413, self._too_large)
@@ -180,11 +204,16 @@ def add_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        return refusal(400, f"{where or 'the body'}: {first['msg']}", param=where or None)
+        how = first["msg"].removeprefix("Value error, ")
+        return refusal(400, f"{where or 'the body'}: {how}", param=where or None)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return refusal(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        path = getattr(request.scope.get("route"), "path", None)
+        if error.status_code == 405 and (there := app.openapi()["paths"].get(path)):
+            headers["Allow"] = ", ".join(map(str.upper, there))  # not those of one route alone
+        return refusal(error.status_code, str(error.detail), headers=headers)
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         return told(error)

@@ -1,13 +1,15 @@
 """What is sent to the server, and what it sends back: OpenAI's forms, and those of users.
 
-A field that is not known is refused, so that nobody waits for what it would have done.
+A field that is not known is refused, so that nobody waits for what it would have done; and so is
+one of another type than is said, which would be read as something else than was meant.
 """
 
+import json
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from user_llm.inference.sampling import Sampling
 
@@ -20,23 +22,46 @@ Finish = Literal["stop", "length"]
 
 
 class Form(BaseModel):
-    """What is sent."""
+    """What is sent, or a part of it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Body(Form):
+    """All that is sent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_sent_back(cls, body: Any) -> Any:
+        """Refuses what JSON's readers take and its writers do not: NaN, halves of characters."""
+        if isinstance(body, dict):
+            try:
+                json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"JSON cannot hold all of it: {error}") from error
+        return body
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
+def _or_one(kind: Any, number: Any) -> Any:
+    """So that in place of a list of such a number of a kind of text, one alone may be sent."""
+    many = Annotated[list[kind], number]
+    return BeforeValidator(_listed, json_schema_input_type=kind | many)
+
+
+Text = Annotated[str, Field(min_length=1)]
+STOPS, PROMPTS = Field(max_length=4), Field(min_length=1, max_length=8)
+READ = Field(min_length=1, max_length=MOST)
 
 
 class StreamOptions(Form):
     include_usage: bool = False
 
 
-class Asking(Form):
+class Asking(Body):
     """What requests for words have in common."""
 
     model: str
@@ -47,10 +72,10 @@ class Asking(Form):
     top_k: int = Field(default=0, ge=0, lt=2**31)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, le=2)
-    frequency_penalty: Literal[0] = 0
-    presence_penalty: Literal[0] = 0
+    frequency_penalty: float = Field(default=0.0, ge=0, le=0)
+    presence_penalty: float = Field(default=0.0, ge=0, le=0)
     seed: int | None = Field(default=None, ge=0, lt=2**31)
-    stop: Annotated[Texts, Field(max_length=4)] | None = None
+    stop: Annotated[list[Text], STOPS, _or_one(Text, STOPS)] | None = None
     n: int = Field(default=1, ge=1, le=8)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -93,14 +118,14 @@ class ChatRequest(Asking):
 
 
 class CompletionRequest(Asking):
-    prompt: Annotated[Texts, Field(min_length=1, max_length=8)]
+    prompt: Annotated[list[Text], PROMPTS, _or_one(Text, PROMPTS)]
 
 
-class EmbeddingRequest(Form):
+class EmbeddingRequest(Body):
     """Of users: `input` are their ids."""
 
     model: str
-    input: Annotated[list[UserName], BeforeValidator(_listed), Field(min_length=1, max_length=MOST)]
+    input: Annotated[list[UserName], READ, _or_one(UserName, READ)]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None  # who asks; read by nobody
 
@@ -108,19 +133,19 @@ class EmbeddingRequest(Form):
 class Event(BaseModel):
     """One event: its item, when it was, and what else the data set has of events."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     item: Annotated[str, Field(min_length=1, max_length=256)] | int
     timestamp: Annotated[float, Field(gt=-62e9, lt=253e9)] | str | None = None  # by default now
     __pydantic_extra__: dict[str, JsonValue]
 
 
-class EventsRequest(Form):
+class EventsRequest(Body):
     events: list[Event] = Field(max_length=MOST)  # oldest first
     if_version: int | None = Field(default=None, ge=0)  # 0: the user is not known yet
 
 
-class RecommendationRequest(Form):
+class RecommendationRequest(Body):
     user: UserName
     k: int = Field(default=10, ge=1, le=100)
     exclude_seen: bool = True

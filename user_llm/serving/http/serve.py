@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -70,13 +71,16 @@ def main(
             f"them with --api-keys, or set {KEYS}, or say --unlocked"
         )
     sizes = Sizes(rows, length, waiting, cached * 2**20, not cold)
-    limits = Limits(body * 2**10, seconds, requests)
+    limits = Limits(body * 2**10, seconds, requests, min(seconds, Limits().idle))
     log_as_json()
     name = name or export.resolve().name
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own, which drains, passes it on
-    service = Service(
-        Served.load(export), open_store(users, export, kept, ttl and ttl * DAY), sizes
-    )
+    served = Served.load(export)
+    if kept <= (read := served.told.history):
+        raise ValueError(
+            f"--kept {kept} is too few: {read} events of a user are read, and to read him anew "
+            f"takes one more; keep at least {read + 1}"
+        )
+    service = Service(served, open_store(users, export, kept, ttl and ttl * DAY), sizes)
     app = make_app(
         service,
         name,
@@ -91,11 +95,12 @@ def main(
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(limits.seconds),
+        timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
     socket = config.bind_socket()
     where = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     logger.info("serving %s at %s; users in %s", name, where, service.users.store)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own, which drains, passes it on
     uvicorn.Server(config).run([socket])
 
 
@@ -138,4 +143,5 @@ def log_as_json() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(handlers=[handler], force=True)
+    logging.captureWarnings(True)
     logging.getLogger("user_llm").setLevel(logging.INFO)

@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from anyio import to_thread
 from fastapi import APIRouter
 from fastapi import Request as Asked
 from fastapi.responses import StreamingResponse
@@ -31,7 +33,18 @@ from user_llm.serving.http.here import Here, Serving
 logger = logging.getLogger(__name__)
 WRITTEN = 64  # tokens of an answer, where nobody says how many
 STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {
+        "content": {
+            "text/event-stream": {
+                "itemSchema": {
+                    "type": "object",
+                    "properties": {"data": {"type": "string"}},
+                    "required": ["data"],
+                    "description": "A chunk in OpenAI's form, an error, or [DONE].",
+                }
+            }
+        }
+    }
 }
 words = APIRouter(responses=REFUSALS, tags=["words"])
 
@@ -53,8 +66,11 @@ async def model(model: str, here: Here) -> Model:
 async def chat(form: ChatRequest, asked: Asked, here: Here) -> Any:
     """What the model says next in a conversation, with the memory of `user`."""
     messages = [{"role": one.role, "content": one.text} for one in form.messages]
-    prompt = here.service.tokenizer.conversation(messages)
-    answers = await begun(form, [prompt], form.max_completion_tokens, here)
+
+    def prompts() -> list[list[int]]:
+        return [here.service.tokenizer.conversation(messages)]
+
+    answers = await begun(form, prompts, form.max_completion_tokens, here)
     name = f"chatcmpl-{uuid4().hex}"
     if form.stream:
         begins = set(range(form.n))
@@ -78,7 +94,7 @@ async def chat(form: ChatRequest, asked: Asked, here: Here) -> Any:
 @words.post("/v1/completions", response_model=Completion, responses=STREAM)
 async def complete(form: CompletionRequest, asked: Asked, here: Here) -> Any:
     """How the model goes on with each text, with the memory of `user`."""
-    prompts = here.service.tokenizer.prompts(form.prompt)
+    prompts = partial(here.service.tokenizer.prompts, form.prompt)
     answers = await begun(form, prompts, None, here)
     name = f"cmpl-{uuid4().hex}"
     if form.stream:
@@ -110,18 +126,26 @@ def check_model(name: str, here: Serving) -> None:
 
 
 async def begun(
-    form: Asking, prompts: Sequence[Sequence[int]], most: int | None, here: Serving
+    form: Asking, read: Callable[[], Sequence[Sequence[int]]], most: int | None, here: Serving
 ) -> Answers:
     """The answers to prompts, under way: as many to each as are asked for."""
     check_model(form.model, here)
+    prompts = await to_thread.run_sync(read, limiter=here.alone)  # long ones take seconds
     tokens = most or form.max_tokens or here.service.room(prompts, WRITTEN, form.items_only)
     requests = [
         Request(prompt, tokens, sampling=form.sampling(nth), items_only=form.items_only)
         for prompt in prompts
         for nth in range(form.n)
     ]
-    limits = {"seconds": here.limits.seconds, "stop": form.stop or ()}
-    answers = Answers(here.service, requests, user=form.user, metrics=here.metrics, **limits)
+    answers = Answers(
+        here.service,
+        requests,
+        user=form.user,
+        stop=form.stop or (),
+        seconds=here.limits.seconds,
+        metrics=here.metrics,
+        threads=here.alone if form.user is None else None,
+    )
     await answers.begin()
     return answers
 
