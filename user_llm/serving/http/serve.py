@@ -21,6 +21,9 @@ from user_llm.serving.store import Store
 logger = logging.getLogger(__name__)
 DAY = 86_400.0  # seconds
 KEYS = "USER_LLM_API_KEYS"
+# Seconds that an idle connection stays; clients and proxies are to end it, which wait up to 60:
+# what they send while the server ends it is lost.
+KEPT_OPEN = 75
 
 
 class Lines(logging.Formatter):
@@ -95,6 +98,7 @@ def main(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEPT_OPEN,
         timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
     socket = config.bind_socket()
