@@ -91,7 +91,7 @@ def test_a_server_that_hangs_is_left_soon_and_what_it_was_sent_may_be_done(redis
     assert timed(other.version, "") < 3
     redis_server.process.send_signal(signal.SIGCONT)
     assert other.version("") == 0
-    assert store.get("u") == ("u", 2, 2, events(1, 2), None)  # and no other's answer
+    assert store.get("u")[:5] == ("u", 2, 2, events(1, 2), None)  # and no other's answer
     other.close()
 
 
@@ -122,13 +122,13 @@ def test_a_full_server_takes_nothing_more_and_still_reads(redis_server, store):
     assert stored > 20
     redis_server.call("CONFIG", "SET", "maxmemory", str(used + 2**20))  # nor anything small
     assert len(store.users(99)) == stored
-    assert store.get(str(stored - 1)) == (str(stored - 1), 1, 1, events("x" * 50_000), None)
+    assert store.get(str(stored - 1))[:5] == (str(stored - 1), 1, 1, events("x" * 50_000), None)
     for call in (store.append, store.replace):
         with pytest.raises(Full):
             call("0", events("x"))
     with pytest.raises(Full):
         store.keep("0", Made("model", 1, b"state"))
-    assert store.get("0") == ("0", 1, 1, events("x" * 50_000), None)  # nothing is half done
+    assert store.get("0")[:5] == ("0", 1, 1, events("x" * 50_000), None)  # nothing is half done
     assert store.version("0") == 1
     assert all(store.delete(str(user)) for user in range(stored))
     assert store.append("0", events("there is room again")).version == 1

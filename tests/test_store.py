@@ -44,14 +44,14 @@ def store(where):
 
 def test_the_newest_events_are_kept_and_all_are_counted(store):
     assert (store.get("u"), store.version("u")) == (None, 0)
-    assert store.append("u", events(1, 2, 3)) == ("u", 1, 3, events(1, 2, 3), None)
-    assert store.append("u", events(4, 5)) == ("u", 2, 5, events(2, 3, 4, 5), None)
-    assert store.replace("u", events(9)) == ("u", 3, 1, events(9), None)
-    assert store.get("u") == ("u", 3, 1, events(9), None)
+    assert store.append("u", events(1, 2, 3))[:5] == ("u", 1, 3, events(1, 2, 3), None)
+    assert store.append("u", events(4, 5))[:5] == ("u", 2, 5, events(2, 3, 4, 5), None)
+    assert store.replace("u", events(9))[:5] == ("u", 3, 1, events(9), None)
+    assert store.get("u")[:5] == ("u", 3, 1, events(9), None)
     assert store.version("u") == 3
-    assert store.append("u", []) == ("u", 4, 1, events(9), None)
-    assert store.replace("u", []) == ("u", 5, 0, [], None)
-    assert store.append("u", events(*range(9000))) == (
+    assert store.append("u", [])[:5] == ("u", 4, 1, events(9), None)
+    assert store.replace("u", [])[:5] == ("u", 5, 0, [], None)
+    assert store.append("u", events(*range(9000)))[:5] == (
         "u",
         6,
         9000,
@@ -91,7 +91,7 @@ def test_any_text_is_a_name_and_none_is_another(store):
     for number, name in enumerate(NAMES):
         assert store.append(name, [odd, {"item": number}], if_version=0).user == name
     for number, name in enumerate(NAMES):
-        assert store.get(name) == (name, 1, 2, [odd, {"item": number}], None)
+        assert store.get(name)[:5] == (name, 1, 2, [odd, {"item": number}], None)
     assert store.users(99) == NAMES[::-1]
     assert store.users(3) == NAMES[:-4:-1]
     store.append("u", events(1))
@@ -120,7 +120,7 @@ def test_users_whose_time_is_over_are_gone_and_begin_anew(where):
     time.sleep(0.6 * ttl)
     assert (store.get("u"), store.users(9), store.delete("v")) == (None, ["w"], False)
     assert (store.version("u"), store.keep("u", Made("model", 2, b"late"))) == (0, False)
-    assert store.append("v", events(4), if_version=0) == ("v", 1, 1, events(4), None)
+    assert store.append("v", events(4), if_version=0)[:5] == ("v", 1, 1, events(4), None)
     assert store.purge() == 1
     assert store.purge() == 0
     assert store.append("u", events(5)).events == events(5)

@@ -148,3 +148,14 @@ def test_events_that_are_there_are_acknowledged_though_their_memory_has_no_room(
         assert users.append("u", news[2:]).told == 4
         assert_same(users.memory("u"), whole(store, growing, "u"))
     assert_same(followed(store, growing).memory("u"), whole(store, growing, "u"))
+
+
+def test_who_begins_anew_under_a_name_is_not_taken_for_who_had_it(store, growing):
+    here, elsewhere = followed(store, growing), followed(store, growing)
+    before, after = (drawn(np.random.default_rng(seed), 2) for seed in (0, 1))
+    here.append("u", before)
+    assert_same(elsewhere.memory("u"), whole(store, growing, "u"))
+    here.delete("u")
+    here.append("u", after)
+    assert store.version("u") == 1
+    assert_same(elsewhere.memory("u"), whole(store, growing, "u"))

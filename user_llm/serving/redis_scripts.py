@@ -6,7 +6,7 @@ they are over; and with ARGV: the user, then what stands above it.
 
 READ = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-return {redis.call('HMGET', KEYS[1], 'version', 'told', 'model', 'made', 'state'),
+return {redis.call('HMGET', KEYS[1], 'version', 'told', 'changed', 'model', 'made', 'state'),
         redis.call('LRANGE', KEYS[2], 0, -1)}
 """
 # if_version or '', whether anew, told, kept, ttl in ms or '', events. The first write is one that a
@@ -24,6 +24,8 @@ redis.call('HINCRBY', KEYS[1], 'told', ARGV[4])
 for nth = 7, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[nth]) end
 redis.call('LTRIM', KEYS[2], math.max(0, redis.call('LLEN', KEYS[2]) - ARGV[5]), -1)
 local seconds, micros = unpack(redis.call('TIME'))
+local changed = seconds .. '.' .. string.format('%06d', micros)
+redis.call('HSET', KEYS[1], 'changed', changed)
 redis.call('ZADD', KEYS[3], seconds * 1e6 + micros, ARGV[1])
 if ARGV[6] == '' then
   redis.call('PERSIST', KEYS[1])

@@ -80,8 +80,12 @@ class RedisStore:
         return _record(user, found) if found else None
 
     def version(self, user: str) -> int:
+        return self.last(user)[0]
+
+    def last(self, user: str) -> tuple[int, float]:
         with self._asking():
-            return int(self._client.hget(_keys(user)[0], "version") or 0)
+            version, changed = self._client.hmget(_keys(user)[0], "version", "changed")
+            return int(version or 0), float(changed or 0)
 
     def append(
         self, user: str, events: Sequence[Event], *, if_version: int | None = None
@@ -195,9 +199,10 @@ def _keys(user: str) -> tuple[str, str]:
 
 
 def _record(user: str, found: list) -> Record:
-    (version, told, model, made_version, state), lines = found
+    (version, told, changed, model, made_version, state), lines = found
     made = None if state is None else Made(model.decode(), int(made_version), state)
-    return Record(user, int(version), int(told), [json.loads(line) for line in lines], made)
+    events = [json.loads(line) for line in lines]
+    return Record(user, int(version), int(told), events, made, float(changed))
 
 
 def _told(error: redis.RedisError, server: str) -> Full | Unavailable:

@@ -23,7 +23,9 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS by_change ON users (changed);
 CREATE INDEX IF NOT EXISTS by_expiry ON users (expires) WHERE expires IS NOT NULL;
 """
-USER = "SELECT version, told, model, made_version, state, expires FROM users WHERE user = ?"
+USER = (
+    "SELECT version, told, changed, model, made_version, state, expires FROM users WHERE user = ?"
+)
 
 
 class SQLiteStore:
@@ -64,12 +66,16 @@ class SQLiteStore:
             return self._record(database, user, found) if found else None
 
     def version(self, user: str) -> int:
+        return self.last(user)[0]
+
+    def last(self, user: str) -> tuple[int, float]:
         with self._reading() as database:
             found = database.execute(
-                "SELECT version FROM users WHERE user = ? AND (expires IS NULL OR expires > ?)",
+                "SELECT version, changed FROM users "
+                "WHERE user = ? AND (expires IS NULL OR expires > ?)",
                 (user, time.time()),
             ).fetchone()
-            return found[0] if found else 0
+            return found or (0, 0.0)
 
     def append(
         self, user: str, events: Sequence[Event], *, if_version: int | None = None
@@ -154,10 +160,11 @@ class SQLiteStore:
         return None if over else found
 
     def _record(self, database: sqlite3.Connection, user: str, found: tuple) -> Record:
-        version, told, model, made_version, state, _ = found
+        version, told, changed, model, made_version, state, _ = found
         lines = database.execute("SELECT event FROM events WHERE user = ? ORDER BY number", (user,))
         made = None if state is None else Made(model, made_version, state)
-        return Record(user, version, told, [json.loads(line) for (line,) in lines], made)
+        events = [json.loads(line) for (line,) in lines]
+        return Record(user, version, told, events, made, changed)
 
     def _erase(self, database: sqlite3.Connection, user: str) -> None:
         for table in ("events", "users"):

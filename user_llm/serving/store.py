@@ -27,6 +27,7 @@ class Record(NamedTuple):
     told: int  # events there were in all, of which the newest are kept
     events: list[dict[str, Any]]  # oldest first
     made: Made | None
+    changed: float  # when the events last did; another for whoever begins anew under the name
 
 
 class StoreError(Exception):
@@ -62,6 +63,10 @@ class Store(Protocol):
 
     def version(self, user: str) -> int:
         """The user's version alone, for little; 0 where there is none, or none any more."""
+        return self.last(user)[0]
+
+    def last(self, user: str) -> tuple[int, float]:
+        """The user's version and when it came to be, for little; (0, 0.0) where there is none."""
         ...
 
     def append(

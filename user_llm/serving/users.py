@@ -42,7 +42,7 @@ class State(NamedTuple):
 
 
 class Cached(NamedTuple):
-    version: int
+    last: tuple[int, float]  # of which version of the user it is, and when that came to be
     memory: Ready
 
 
@@ -108,10 +108,10 @@ class Users:
         Raises:
           StoreError: the store does not answer.
         """
-        version = self.store.version(user)
+        last = self.store.last(user)
         with self._lock:
             found = self._ready.get(user)
-        if found and found.version == version:
+        if found and found.last == last:
             self.hits += 1
             return found.memory
         self.misses += 1
@@ -170,12 +170,9 @@ class Users:
 
     def _kept(self, record: Record, state: State) -> Ready:
         ready = self.ready(state.memory)
+        own = Cached((record.version, record.changed), ready)
         with self._lock:
-            found = self._ready.get(record.user)
-            own = Cached(record.version, ready)
-            if _size(own) <= self._ready.maxsize and (
-                found is None or found.version < record.version
-            ):
+            if _size(own) <= self._ready.maxsize:
                 self._ready[record.user] = own
         return ready
 
