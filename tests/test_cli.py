@@ -37,6 +37,7 @@ COMMANDS = {
     "benchmark difference": ["benchmark", "difference", "--rounds", "2"],
     "benchmark training": ["benchmark", "training", "--decoder", "3m", "--steps", "2"],
     "benchmark embedding": ["benchmark", "embedding", "--users", "1000"],
+    "benchmark serving": ["benchmark", "serving", "--decoder", "3m", "--rounds", "1"],
     "benchmark int8": ["benchmark", "int8", "models/tiny", "--text", "words.txt"],
     "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,23 @@ def embedding(folder: Path, users: int, record: Path | None) -> None:
     started = time.perf_counter()
     result = embedding_benchmark.benchmark(folder, users=users)
     tell(embedding_benchmark, result, record, started)
+
+
+def serving(folder: Path, decoder: list[str] | None, rounds: int, record: Path | None) -> None:
+    """Loads a server, tells it what happens to users, and prints the tables.
+
+    Raises:
+      ValueError: what that takes is not installed.
+    """
+    needed = ("cachetools", "fastapi", "httpx", "openai", "torch", "uvicorn")
+    if missing := [name for name in needed if not find_spec(name)]:
+        raise ValueError(f"{', '.join(missing)} missing; pip install 'user-llm[test]'")
+    from user_llm.evaluation import serving_benchmark
+
+    started = time.perf_counter()
+    decoders = decoder or tuple(serving_benchmark.DECODERS)
+    result = serving_benchmark.benchmark(folder, decoders=decoders, rounds=rounds)
+    tell(serving_benchmark, result, record, started)
 
 
 def int8(decoder: Path, text: Path, folder: Path) -> None:

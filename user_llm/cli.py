@@ -30,6 +30,7 @@ TARGETS = {
     "benchmark difference": "user_llm.benchmarks:difference",
     "benchmark training": "user_llm.benchmarks:training",
     "benchmark embedding": "user_llm.benchmarks:embedding",
+    "benchmark serving": "user_llm.benchmarks:serving",
     "benchmark int8": "user_llm.benchmarks:int8",
     "benchmark rectools": "user_llm.benchmarks:rectools",
     "zoo": "user_llm.commands:zoo",

@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     difference = add("benchmark difference", "time training with differences", benchmark_verbs)
     training = add("benchmark training", "time a decoder's training", benchmark_verbs)
     embedding = add("benchmark embedding", "time and kill `embed` over a crowd", benchmark_verbs)
+    serving = add("benchmark serving", "load `serve`, and tell it what happens", benchmark_verbs)
     int8 = add("benchmark int8", "tell what a decoder loses in int8", benchmark_verbs)
     for sub, name in (
         (inference, "inference"),
@@ -103,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         (difference, "difference"),
         (training, "training"),
         (embedding, "embedding"),
+        (serving, "serving"),
         (int8, "int8"),
     ):
         sub.add_argument(
@@ -123,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
         (training, "--steps", 8, "that each process is timed for; of them the middle one counts"),
         (training, "--rounds", 2, rounds),
         (embedding, "--users", 1_000_000, "whose timelines are of 5 to 50 events"),
+        (serving, "--rounds", 2, "whose answers are put together"),
     ):
         text += " (default: %(default)s)"
         sub.add_argument(flag, type=int, default=default, metavar="N", help=text)
@@ -156,7 +159,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="3m, 134m, or shapes that `user-llm zoo` lists (default: 3m 134m)",
     )
-    for sub in (inference, decode, catalog, difference, training, embedding):
+    serving.add_argument(
+        "--decoder", nargs="+", metavar="NAME", help="3m or 134m (default: both, of 3 and 134 M)"
+    )
+    for sub in (inference, decode, catalog, difference, training, embedding, serving):
         sub.add_argument(
             "--record",
             type=local,
