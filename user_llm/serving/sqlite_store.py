@@ -163,7 +163,7 @@ class SQLiteStore:
         version, told, changed, model, made_version, state, _ = found
         lines = database.execute("SELECT event FROM events WHERE user = ? ORDER BY number", (user,))
         made = None if state is None else Made(model, made_version, state)
-        events = [json.loads(line) for (line,) in lines]
+        events = json.loads(f"[{','.join(line for (line,) in lines)}]")  # sooner than one by one
         return Record(user, version, told, events, made, changed)
 
     def _erase(self, database: sqlite3.Connection, user: str) -> None:
