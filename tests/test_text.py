@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from user_llm.data.text import Tokenizer, join, pad
+from user_llm.data.text import Tokenizer, Unfolding, join, pad
 
 TEXTS = [
     "Heat (1995), a film of many words.",
@@ -64,6 +64,27 @@ def test_decode_gives_an_answer_back(tokenizer, text):
 @given(st.text(st.characters(exclude_categories=["Cs"])).map(str.strip))
 def test_decode_gives_any_text_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.answers([text])[0]) == text
+
+
+@given(st.lists(st.integers(0, 340), max_size=24))
+def test_an_answer_unfolds_to_what_its_tokens_say_together(tokenizer, ids):
+    unfolding = Unfolding(tokenizer)
+    for count, token in enumerate(ids, 1):  # from 320 on, the tokenizer has no names for them
+        text, settled = unfolding.add(token)
+        assert text == tokenizer.decode(ids[:count])
+        assert text.startswith(settled)
+
+
+def test_an_answer_unfolds_so_where_tokens_are_words_or_bytes(data_folder):
+    tokenizer = Tokenizer.load(data_folder / "models" / "stories260K")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ids = rng.choice(len(tokenizer), 60).tolist()
+        unfolding = Unfolding(tokenizer)
+        for count, token in enumerate(ids, 1):
+            text, settled = unfolding.add(token)
+            assert text == tokenizer.decode(ids[:count])
+            assert text.startswith(settled)
 
 
 def test_a_tokenizer_that_writes_the_space_itself_gets_none(data_folder):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decodes from a part of a letter's bytes
+
 
 class Tokenizer:
     """A Hugging Face tokenizer, with prompts and answers encoded apart.
@@ -97,15 +99,10 @@ class Tokenizer:
         """Tokens as they follow a prompt, with the end-of-sequence token behind them."""
         return [[*ids, self.eos] for ids in self._encode([self._space + text for text in texts])]
 
-    def settled(self, ids: Sequence[int]) -> str:
-        """The beginning of `decode` that no later token changes: without the bytes at its end.
-
-        A letter may be spelled by several tokens of a byte each, and they change together.
-        """
-        names, end = self._tokenizer.convert_ids_to_tokens(list(ids)), len(ids)
-        while end and names[end - 1].startswith("<0x"):
-            end -= 1
-        return self.decode(ids[:end])
+    def spelled_in_bytes(self, ids: Sequence[int]) -> list[bool]:
+        """Which tokens are a byte each, of which several may spell one letter together."""
+        names = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return [bool(name) and name.startswith("<0x") for name in names]
 
     def special(self, text: str) -> set[int]:
         """The token that is that whole text and never part of another; none for most texts."""
@@ -114,7 +111,43 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.spelt(ids).strip()
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        """The same with the spaces around it."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class Unfolding:
+    """The text of an answer whose tokens come one by one; what each costs does not grow with them.
+
+    Only the last tokens are decoded: those whose letters may not be whole yet, behind a few that
+    stand for all before them, since many a token is spelled otherwise at a beginning.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._sure, self._before, self._last = "", [], []
+
+    def add(self, token: int) -> tuple[str, str]:
+        """The text with one more token, and its beginning that no later token changes.
+
+        The first is that of `Tokenizer.decode`.
+        """
+        self._last.append(token)
+        end = len(self._last)
+        for byte in reversed(self._tokenizer.spelled_in_bytes(self._last)):
+            if not byte:
+                break
+            end -= 1
+        text, settled = self._text(self._last), self._text(self._last[:end])
+        if end == len(self._last) and not text.endswith(UNFINISHED) and text != self._sure:
+            self._sure, self._before, self._last = text, self._last, []
+        return text.strip(), settled.strip()
+
+    def _text(self, last: list[int]) -> str:
+        before = self._tokenizer.spelt(self._before)
+        return self._sure + self._tokenizer.spelt(self._before + last)[len(before) :]
 
 
 class PassageTokenizer:

@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from user_llm.data.text import Tokenizer
+from user_llm.data.text import UNFINISHED, Tokenizer, Unfolding
 from user_llm.inference.generate import Generator
 from user_llm.inference.sampling import Sampling
 from user_llm.models.layers import Memory
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decodes from a part of a letter's bytes
 
 
 class Writer:
@@ -98,7 +96,7 @@ class Spelling:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self.tokenizer, self.stop = tokenizer, stop
+        self.stop, self._unfolding = stop, Unfolding(tokenizer)
         self.tokens: list[int] = []
         self.ended = False  # by a stop string
         self._text, self._told = "", 0
@@ -106,11 +104,11 @@ class Spelling:
     def add(self, token: int) -> str:
         """What one more token adds to the text that cannot change any more."""
         self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens)
+        text, settled = self._unfolding.add(token)
         ends = [at for word in self.stop if (at := text.find(word)) >= 0]
         self.ended = bool(ends)
         self._text = text[: min(ends)] if ends else text
-        sure = min(ends) if ends else _sure(self.tokenizer.settled(self.tokens), self.stop)
+        sure = min(ends) if ends else _sure(settled, self.stop)
         return self._upto(sure)
 
     def rest(self) -> str:
