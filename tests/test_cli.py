@@ -44,6 +44,7 @@ COMMANDS = {
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
     "zoo": ["zoo", "--items", "9"],
     "export": ["export", "runs/tiny", "--out", "exports/tiny", "--format", "stablehlo"],
+    "serve": ["serve", "exports/tiny", "--port", "0", "--rows", "4"],
     "embed-texts": ["embed-texts", "models/bert", "datasets/tiny", "--out", "vectors"],
     "dpl": ["dpl", "datasets/tiny", "--url", "http://host/v1", "--model", "m", "--out", "dpl"],
     "data build": ["data", "build", "movielens", "--source", "ml-1m", "--version", "1m"],
