@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from runs_made import EXPERIMENT
 from safetensors.numpy import load_file, save_file
+from serving_made import made_run, raw_events
 
 from user_llm import grammar, stages
 from user_llm.config import LoRAConfig
-from user_llm.runs import Run
 from user_llm.serving import export, sealed
 from user_llm.serving.served import Served
 
@@ -24,44 +23,14 @@ pytestmark = [
 ]
 
 
-def made(folder, **system) -> Run:
-    """A run whose system is fine-tuned a little."""
-    changes = {"system": EXPERIMENT.system.model_copy(update=system)}
-    own = EXPERIMENT.pretrain.model_copy(update={"steps": 2, "validate_every": 0})
-    changes["pretrain"] = own
-    run = Run(EXPERIMENT.model_copy(update=changes), folder)
-    stages.finetune(run)
-    return run
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exports") / "whole"
-    export.export(run, folder, results="recall 1.0")
-    return folder
+def run(made_export):
+    return made_export[0]
 
 
 @pytest.fixture
 def copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "copy")
-
-
-def raw_events(run, user: int) -> list[dict]:
-    data = run.dataset
-    return [
-        {
-            "item": data.items.ids[data.item[e]],
-            "timestamp": int(data.times[e]),
-            "rating": float(data.ratings[e]),
-            "review": data.reviews[e],
-        }
-        for e in range(*data.offsets[user : user + 2])
-    ]
 
 
 def model_of(make_model, params):
@@ -119,7 +88,7 @@ def test_transformers_reads_the_decoder(exported):
 
 
 def test_adapters_are_merged_or_lie_beside_the_decoder(tmp_path):
-    run = made(tmp_path / "run", strategy="lora", lora=LoRAConfig(rank=2))
+    run = made_run(tmp_path / "run", strategy="lora", lora=LoRAConfig(rank=2))
     adapted = stages.trained_system(run)["decoder"]["layers"]["self_attn"]["q_proj"]["lora_b"]
     assert np.abs(adapted).max() > 0
     export.export(run, tmp_path / "merged")

@@ -90,8 +90,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return serving_made.made_export(tmp_path_factory.mktemp("exports"))
+def made(made_export):
+    return made_export
 
 
 @pytest.fixture(scope="module")

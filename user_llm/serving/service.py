@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from user_llm.data.features import KNOWN
 from user_llm.data.tasks import next_item_prompt
@@ -22,7 +22,7 @@ from user_llm.serving.engine import Answer, Busy, Engine, Tell
 from user_llm.serving.growing import Growing
 from user_llm.serving.served import Served
 from user_llm.serving.store import Event, Store
-from user_llm.serving.users import CACHED, Users
+from user_llm.serving.users import CACHED, Ready, Users
 from user_llm.sharding import make_mesh
 
 BEAM = 16  # prefixes of items' titles that a search goes on with, or as many as items are wanted
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     length: int = 512  # tokens of a prompt with its answer
     waiting: int = 64  # requests that wait for their turn
     cached: int = CACHED  # bytes of users' memories that are kept ready
-    warm: bool = True  # what answers take is compiled before the first is asked for
+    warm: bool = True  # what requests take is compiled before the first comes
 
 
 class Service:
@@ -86,6 +86,9 @@ class Service:
             mesh=make_mesh(devices=jax.devices()[:1]),
         )
         self._turn, self._waiting = threading.Lock(), threading.BoundedSemaphore(sizes.waiting)
+        if sizes.warm:
+            self.users.warm()
+            self._best(self.users.nobody, 1, np.zeros(len(self._catalog), bool))
 
     def answer(self, request: Request, user: str | None, tell: Tell | None = None) -> Answer:
         """The answer to a request, to a user: who is not known is nobody in particular.
@@ -97,7 +100,7 @@ class Service:
           StoreError: the store does not answer.
         """
         if user is not None:
-            request = request._replace(**self._context(user))
+            request = request._replace(**self._context(self.users.memory(user)))
         return self.engine.submit(request, tell=tell)
 
     def recommend(
@@ -121,17 +124,7 @@ class Service:
         if exclude_seen and (record := self.users.store.get(user)):
             seen = (self.numbers.get(str(event["item"])) for event in record.events)
             exclude[[number - KNOWN for number in seen if number is not None]] = True
-        beam = min(bucket(count, BEAM), len(self._catalog))
-        context, prompts = self._context(user), self.tokenizer.prompts([self.question])
-        with self._turns():
-            found, scores = beam_search(
-                self._namer, prompts, self._catalog, beam=beam, exclude=exclude, **context
-            )
-        best = [(KNOWN + n, score) for n, score in zip(found[0], scores[0], strict=True) if n >= 0]
-        return [
-            Recommendation(self.items.ids[n], self.items.titles[n], float(score))
-            for n, score in best[:count]
-        ]
+        return self._best(self.users.memory(user), count, exclude)
 
     def vectors(self, timelines: Sequence[Sequence[Event]]) -> Float[np.ndarray, "N D"]:
         """The encoder's state of each user, from which the next event is predicted.
@@ -175,14 +168,26 @@ class Service:
     def _likely(self, context: dict[str, Any]) -> Iterator[Request]:
         """Requests of every length that answers may read."""
         end, longest = self.tokenizer.eos, self.generator.config.max_position_embeddings
-        most, size = min(self.sizes.length, longest) - self.prefix - 1, 1
-        while size < most:
-            size = min(2 * size, most)
+        most = min(self.sizes.length, longest) - self.prefix - 1
+        for size in sorted({min(bucket(size), most) for size in range(1, most + 1)}):
             yield Request([end] * size, 1, **context)
 
-    def _context(self, user: str) -> dict[str, Any]:
+    def _best(
+        self, memory: Ready, count: int, exclude: Bool[np.ndarray, " I"]
+    ) -> list[Recommendation]:
+        """The best items by a memory, but for those that are excluded."""
+        beam, prompts = bucket(count, BEAM), self.tokenizer.prompts([self.question])
+        how = {"beam": min(beam, len(self._catalog)), "exclude": exclude, **self._context(memory)}
+        with self._turns():
+            found, scores = beam_search(self._namer, prompts, self._catalog, **how)
+        best = [(KNOWN + n, score) for n, score in zip(found[0], scores[0], strict=True) if n >= 0]
+        return [
+            Recommendation(self.items.ids[n], self.items.titles[n], float(score))
+            for n, score in best[:count]
+        ]
+
+    def _context(self, memory: Ready) -> dict[str, Any]:
         """A user's memory, under the name by which it is taken."""
-        memory = self.users.memory(user)
         return {"memory": memory} if self.generator.crosses else {"prefix": memory}
 
     @contextmanager

@@ -18,6 +18,7 @@ from cachetools import LRUCache
 from safetensors.numpy import load, save
 
 from user_llm.data import unseen
+from user_llm.data.features import KNOWN
 from user_llm.data.tables import named, seconds
 from user_llm.inference.generate import Crossed
 from user_llm.models.attention import KVCache
@@ -73,6 +74,14 @@ class Users:
         self._empty = growing.empty()
         self.nobody = ready(growing.memory(self._empty))  # of users without events
         self.hits = self.misses = 0
+
+    def warm(self) -> None:
+        """Compiles what it takes to follow users, however many events come at once."""
+        window, dataset = self.growing.window, self.growing.dataset
+        event = {"item": dataset.items.ids[KNOWN], "timestamp": dataset.origin or 0}
+        lengths = {min(2**power, window) for power in range(window.bit_length() + 1)}
+        for length in sorted(lengths):
+            self.growing.anew(self.checked([event] * length))
 
     @property
     def cached(self) -> int:
