@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from user_llm.evaluation.serving_subject import events_of
+from user_llm.evaluation.serving_subject import Event, events_of
 from user_llm.serving.growing import Grown
 from user_llm.serving.served import Served
 from user_llm.serving.service import Service, Sizes
@@ -45,34 +45,52 @@ class Follower:
         self.service = Service(Served.load(Path(work.export)), store, sizes)
         self.users, self.kept = self.service.users, store.kept
 
-    def row(self, history: int) -> dict[str, Any]:
-        """What a user with so many events costs."""
-        work, growing, name = self.work, self.users.growing, f"user{history}"
-        events = events_of(self.service.served.dataset, history, history + work.updates)
+    def rows(self) -> list[dict[str, Any]]:
+        """What users cost, by how many events they had; they take turns, event by event."""
+        work, growing, data = self.work, self.users.growing, self.service.served.dataset
+        events = {h: events_of(data, h, h + work.updates) for h in work.histories}
+        found: dict[int, dict[str, Any]] = {
+            h: {"history": h, "bytes": self.told(h, events[h])}
+            | {name: [] for name in ("appends", "anew", "updates")}
+            for h in work.histories
+        }
+        grown = {h: growing.anew(self.known(events[h], h), h) for h in work.histories}
+        for nth in range(work.updates):
+            for history, own in found.items():
+                before, count = events[history], history + nth + 1
+                if nth < work.appends:
+                    own["appends"].append(self.appended(history, before[count - 1]))
+                if nth < work.repeats:
+                    known = self.known(before, history)
+                    own["anew"].append(self.timed(partial(growing.anew, known, history))[1:])
+                newer = (grown[history], self.known(before, count), count, 1)
+                grown[history], *seconds = self.timed(partial(growing.extended, *newer))
+                own["updates"].append(seconds)
+        return list(found.values())
+
+    def known(self, events: list[Event], count: int) -> list[Event]:
+        """What a store keeps of the first so many events."""
+        return events[max(0, count - self.kept) : count]
+
+    def told(self, history: int, events: list[Event]) -> dict[str, int]:
+        """Tells the store of a user anew; what then is stored of him, and what is kept ready."""
+        name = f"user{history}"
         self.users.delete(name)
         for first in range(0, history, AT_ONCE):
             self.users.append(name, events[first : min(first + AT_ONCE, history)])
-        bytes = self.bytes(name)
-        appends = []
-        for event in events[history : history + work.appends]:
-            started = time.perf_counter()
-            self.users.append(name, [event])
-            appends.append(time.perf_counter() - started)
+        record = self.users.store.get(name)
+        assert record and record.made
+        return {
+            "events": sum(len(json.dumps(event)) for event in record.events),
+            "state": len(record.made.state),
+            "ready": sum(x.nbytes for x in jax.tree.leaves(self.users.memory(name))),
+        }
 
-        def known(count: int) -> list[dict[str, Any]]:
-            return events[max(0, count - self.kept) : count]
-
-        reads = [
-            self.timed(lambda: growing.anew(known(history), history)) for _ in range(work.repeats)
-        ]
-        grown, updates = growing.anew(known(history), history), []
-        for count in range(history + 1, history + work.updates + 1):
-            newer = partial(growing.extended, grown, known(count), count, 1)
-            grown, *seconds = self.timed(newer)
-            updates.append(seconds)
-        anew = [seconds for _, *seconds in reads]
-        found = {"history": history, "bytes": bytes, "appends": appends}
-        return found | {"updates": updates, "anew": anew}
+    def appended(self, history: int, event: Event) -> float:
+        """Seconds until store and model know of an event."""
+        started = time.perf_counter()
+        self.users.append(f"user{history}", [event])
+        return time.perf_counter() - started
 
     def timed(self, grow: Callable[[], Grown]) -> tuple[Grown, float, float]:
         """A user as known, the seconds until he is, and those until his memory is there."""
@@ -82,23 +100,13 @@ class Follower:
         jax.block_until_ready(self.users.growing.memory(grown))
         return grown, grew - started, time.perf_counter() - started
 
-    def bytes(self, name: str) -> dict[str, int]:
-        """What is stored of a user, and what is kept ready."""
-        record = self.users.store.get(name)
-        assert record and record.made
-        return {
-            "events": sum(len(json.dumps(event)) for event in record.events),
-            "state": len(record.made.state),
-            "ready": sum(x.nbytes for x in jax.tree.leaves(self.users.memory(name))),
-        }
-
 
 def main() -> None:
     work = Following(**json.loads(sys.argv[1]))
     with TemporaryDirectory() as folder:
         follower = Follower(work, Path(folder))
         for _ in range(2):  # the first time, all is compiled
-            rows = [follower.row(history) for history in work.histories]
+            rows = follower.rows()
         print(json.dumps(rows))
 
 
