@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from user_llm.serving.http.border import Border, Limits
+from user_llm.serving.http.border import LOCAL, Border, Limits
 from user_llm.serving.http.metrics import Metrics
 
 ASKED = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
@@ -90,8 +90,6 @@ def test_only_names_that_are_its_own_let_in(host, let_in):
         statuses.append(message.get("status"))
 
     scope = ASKED | {"headers": [(b"host", host)]}
-    border = Border(
-        answer, metrics=Metrics(), limits=LIMITS, hosts={"localhost", "127.0.0.1", "[::1]"}
-    )
+    border = Border(answer, metrics=Metrics(), limits=LIMITS, hosts=LOCAL)
     asyncio.run(border(scope, never, send))
     assert statuses[0] == (200 if let_in else 400)
