@@ -311,6 +311,11 @@ def test_servers_that_others_reach_want_keys(made, monkeypatch, capsys):
     assert "--unlocked" in capsys.readouterr().err
 
 
+def test_too_few_events_to_read_a_user_anew_are_not_served(made, capsys):
+    assert cli.main(["serve", str(made[1]), "--kept", "8"]) == 2
+    assert "keep at least 9" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def narrow(made, tmp_path_factory):
     """A server that answers one request at a time, and lets one wait."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -323,7 +324,7 @@ def test_many_are_answered_alike_and_to_the_end(crowded):
     }
     print(facts)
     assert max(sizes[2:]) < 1.1 * sizes[1], facts
-    assert min(counts) > 0 and max(counts) <= 2 * middle + 2, facts
+    assert min(counts) > 0 and max(counts) <= 3 * middle, facts
     assert {line["status"] for line in crowded.logged() if "status" in line} <= {200}
     assert "Traceback" not in crowded.log.read_text()
 
@@ -332,7 +333,7 @@ def test_many_are_answered_alike_and_to_the_end(crowded):
 def hasty(exported, tmp_path_factory):
     """A server with one row, and little patience."""
     folder = tmp_path_factory.mktemp("hasty")
-    flags = ("--rows", "1", "--seconds", "2", "--requests", "40")
+    flags = ("--rows", "1", "--seconds", "0.5", "--requests", "40")
     with serving_made.served(exported, folder, *flags) as server, server.client() as http:
         await_that(lambda: complete(http).status_code == 200)  # once it is compiled
         yield server
@@ -347,7 +348,7 @@ def test_answers_that_take_too_long_are_ended(hasty):
         assert found.status_code == 200 and parts[-1] == "[DONE]"
         assert "took too long" in json.loads(parts[-2])["error"]["message"]
         await_that(lambda: figure(http, "answers_running") == figure(http, "answers_waiting") == 0)
-        assert text(complete(http))
+        await_that(lambda: complete(http).status_code == 200)
 
 
 def opened(server: serving_made.Server, sent: bytes) -> socket.socket:
@@ -365,28 +366,27 @@ def request(body: bytes) -> bytes:
 
 def test_who_neither_sends_nor_reads_keeps_nobody_else(hasty):
     whole = request(json.dumps(GREEDY | {"prompt": PROMPT, "stream": True}).encode())
-    with hasty.client() as http:
-        absent = [opened(hasty, whole) for _ in range(10)]
-        halves = [opened(hasty, whole[:-20]) for _ in range(20)]
-        assert text(complete(http))
-        await_that(lambda: figure(http, "answers_running") == figure(http, "answers_waiting") == 0)
-        for one in halves:
-            with one:
-                assert b" 408 " in one.recv(9999) and not one.recv(9999)
-        for one in absent:
-            one.close()
+    with hasty.client() as http, ExitStack() as open_ones:
+        for _ in range(10):  # who never read
+            open_ones.enter_context(opened(hasty, whole))
+        halves = [open_ones.enter_context(opened(hasty, whole[:-20])) for _ in range(20)]
+        await_that(lambda: complete(http).status_code == 200)
         await_that(lambda: figure(http, "requests_open") == 1)  # this one
+        assert figure(http, "answers_running") == figure(http, "answers_waiting") == 0
+        for one in halves:
+            assert b" 408 " in one.recv(9999) and not one.recv(9999)
 
 
 def test_who_leaves_makes_room(hasty):
     long = GREEDY | {"prompt": [PROMPT] * 8, "n": 4, "max_tokens": 80, "stream": True}
     with hasty.client() as http:
+        before = figure(http, "completion_tokens_total")
         for sent in (request(json.dumps(long).encode()), request(json.dumps(long).encode())[:-9]):
             with opened(hasty, sent) as leaving:
                 if sent.endswith(b"}"):
                     assert b"200 OK" in leaving.recv(9999)
-        began = time.monotonic()
         await_that(lambda: figure(http, "answers_running") == figure(http, "answers_waiting") == 0)
-        assert time.monotonic() - began < 1.5, "they were answered to the end"
-        assert text(complete(http))
+        await_that(lambda: complete(http).status_code == 200)
+        written = figure(http, "completion_tokens_total") - before
+        assert written < len(long["prompt"]) * long["n"] * long["max_tokens"] / 2
     assert "Traceback" not in hasty.log.read_text()

@@ -161,7 +161,7 @@ class Border:
                 message = await asyncio.wait_for(receive(), until - time.perf_counter())
             except TimeoutError as error:
                 how = f"the body was not there after {self.limits.idle:g} seconds"
-                raise HTTPException(408, how) from error
+                raise HTTPException(408, how, {"Connection": "close"}) from error
             whole = not message.get("more_body", False)
             room -= len(message.get("body", b""))
             if room < 0:
