@@ -19,7 +19,7 @@ from user_llm.data.dataset import Dataset
 from user_llm.data.unseen import Event
 from user_llm.inference.buckets import bucket
 from user_llm.inference.memories import check_alone
-from user_llm.models.encoders.base import EventCache
+from user_llm.models.encoders.base import EventCache, apart
 from user_llm.models.layers import Memory
 from user_llm.models.user_llm import UserLLM
 
@@ -68,7 +68,9 @@ class Growing:
         self.dataset, self.params, self.window = dataset, params, window
         # With it, an event's state waits for the next event to tell when it was.
         self.waits = encoder.config.query_time
-        graphdef, slots = nnx.graphdef(model), encoder.config.window
+        graphdef, block = nnx.graphdef(model), nnx.graphdef(encoder.layers)
+        slots, layers = encoder.config.window, encoder.config.layers
+        self._blocks = apart(params["streams"]["timeline"]["encoder"]["layers"], layers)
         width = 2 * encoder.config.embed
 
         def empty(params: dict, users: int) -> Grown:
@@ -76,11 +78,14 @@ class Growing:
             none = jnp.zeros((users, slots, width), stream.encoder.config.dtype)
             return Grown(stream.encoder.empty(users), none, jnp.zeros(users, jnp.int32))
 
-        def extend(params: dict, grown: Grown, events: dict, start: Array, count: Array) -> Grown:
+        def extend(
+            params: dict, own: list, grown: Grown, events: dict, start: Array, count: Array
+        ) -> Grown:
+            blocks = [nnx.merge(block, layer) for layer in own]
             stream = nnx.merge(graphdef, params).streams["timeline"]
             at = start[:, None] + jnp.arange(next(iter(events.values())).shape[1])
             # What stands behind the new events is overwritten before any other could see it.
-            states, cache = stream.encoder.extend(events, at, grown.cache)
+            states, cache = stream.encoder.extend(events, at, grown.cache, blocks)
             rows = jnp.arange(len(start))[:, None]
             told = grown.told.at[rows, at].set(stream.told(states, events))
             return Grown(cache, told, start + count)
@@ -93,7 +98,7 @@ class Growing:
             return model.fuse({"timeline": memory})
 
         self._empty = jax.jit(empty, static_argnums=1)
-        self._extend = jax.jit(extend, donate_argnums=1)
+        self._extend = jax.jit(extend, donate_argnums=2)
         self._remember = jax.jit(remember)
 
     def empty(self) -> Grown:
@@ -146,5 +151,5 @@ class Growing:
         places = np.full(bucket(count, least=1), -1)
         places[:count] = np.arange(before, before + count)
         sent = data.gather(places[None])
-        where = jnp.array([start], jnp.int32), jnp.array([count], jnp.int32)
-        return self._extend(self.params, grown, sent, *where)
+        where = np.array([start], np.int32), np.array([count], np.int32)
+        return self._extend(self.params, self._blocks, grown, sent, *where)

@@ -1,8 +1,9 @@
 """Users who are followed: each event joins what is kept of them, and their memory knows it at once.
 
-What a model made of a user is kept beside the events, as bytes: the encoder's cache, and the tokens
-that the decoder reads. Where it is of another model, or of events that have since turned out to be
-older than others, the user is read anew from the events that are kept.
+What a model made of a user's events, the encoder's cache, is kept beside them as bytes. Where it is
+of another model, or of events that have since turned out to be older than others, the user is read
+anew from the events that are kept. The memory is made of it when it is asked for, since more
+happens than is asked, and is ready for the users who were asked about last.
 """
 
 import logging
@@ -37,7 +38,6 @@ class State(NamedTuple):
     """What is made of one user."""
 
     grown: Grown
-    memory: Memory  # [1, M, W]
     told: int  # events there had been
     last: int  # when the newest of them was, in seconds
 
@@ -127,7 +127,12 @@ class Users:
         record = self.store.get(user)
         if record is None or not record.told:
             return self.nobody
-        return self._kept(record, self.state(record))
+        ready = self.ready(self.growing.memory(self._current(record).grown))
+        own = Cached((record.version, record.changed), ready)
+        with self._lock:
+            if _size(own) <= self._ready.maxsize:
+                self._ready[user] = own
+        return ready
 
     def state(self, record: Record) -> State:
         """What the model makes of a user: what it made before, where it can, and what came since.
@@ -145,7 +150,7 @@ class Users:
             grown = self.growing.extended(before.grown, events, told, more)
         else:
             grown = self.growing.anew(events, told)
-        return State(grown, self.growing.memory(grown), told, _time(events[-1]))
+        return State(grown, told, _time(events[-1]))
 
     def checked(self, events: Sequence[Event]) -> list[Event]:
         """Events with all that the data set's have.
@@ -168,22 +173,18 @@ class Users:
     def _told(self, record: Record) -> Record:
         """The user, once the model knows of what is new."""
         if record.told:
-            state = self.state(record)
-            made = Made(self.model, record.version, packed(state))
-            try:
-                self.store.keep(record.user, made)  # unless another's events came meanwhile
-            except StoreError as error:  # the events are there: who sent them is not to do so again
-                logger.warning("what is made of a user is not kept: %s", type(error).__name__)
-            self._kept(record, state)
+            self._current(record)
         return record
 
-    def _kept(self, record: Record, state: State) -> Ready:
-        ready = self.ready(state.memory)
-        own = Cached((record.version, record.changed), ready)
-        with self._lock:
-            if _size(own) <= self._ready.maxsize:
-                self._ready[record.user] = own
-        return ready
+    def _current(self, record: Record) -> State:
+        """A user as the model knows him now, which is kept where it is new."""
+        state, made = self.state(record), record.made
+        if made is None or (made.model, made.version) != (self.model, record.version):
+            try:  # it is not, where another's events came meanwhile
+                self.store.keep(record.user, Made(self.model, record.version, packed(state)))
+            except StoreError as error:  # the events are there: who sent them is not to do so again
+                logger.warning("what is made of a user is not kept: %s", type(error).__name__)
+        return state
 
 
 def by_time(events: Iterable[Event]) -> list[Event]:
@@ -193,16 +194,13 @@ def by_time(events: Iterable[Event]) -> list[Event]:
 
 def packed(state: State) -> bytes:
     """A state without the places that no event has taken yet."""
-    grown, memory = jax.device_get((state.grown, state.memory))
+    grown = jax.device_get(state.grown)
     count = int(grown.count[0])
-    keys, values = grown.cache.layers
     arrays = {
-        "keys": keys[..., :count, :],
-        "values": values[..., :count, :],
+        "keys": np.stack([layer.keys[..., :count, :] for layer in grown.cache.layers]),
+        "values": np.stack([layer.values[..., :count, :] for layer in grown.cache.layers]),
         "timestamps": grown.cache.timestamps[:, :count],
         "told": grown.told[:, :count],
-        "tokens": memory.tokens,
-        "mask": memory.mask,
         "at": np.array([count, state.told, state.last]),
     }
     return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
@@ -213,16 +211,16 @@ def unpacked(state: bytes, empty: Grown) -> State:
     found = load(state)
     count, told, last = found["at"].tolist()
 
-    def whole(name: str, like: jax.Array, axis: int) -> jax.Array:
+    def whole(known: np.ndarray, like: jax.Array, axis: int = 1) -> jax.Array:
         x = np.zeros(like.shape, like.dtype)
-        x[(slice(None),) * axis + (slice(count),)] = found[name]
+        x[(slice(None),) * axis + (slice(count),)] = known
         return jnp.asarray(x)
 
-    keys, values = empty.cache.layers
-    layers = KVCache(whole("keys", keys, 3), whole("values", values, 3))
-    cache = EventCache(layers, whole("timestamps", empty.cache.timestamps, 1))
-    grown = Grown(cache, whole("told", empty.told, 1), jnp.array([count], jnp.int32))
-    return State(grown, Memory(*map(jnp.asarray, (found["tokens"], found["mask"]))), told, last)
+    every = zip(found["keys"], found["values"], empty.cache.layers, strict=True)
+    layers = [KVCache(whole(k, like.keys, 2), whole(v, like.values, 2)) for k, v, like in every]
+    cache = EventCache(layers, whole(found["timestamps"], empty.cache.timestamps))
+    grown = Grown(cache, whole(found["told"], empty.told), jnp.array([count], jnp.int32))
+    return State(grown, told, last)
 
 
 def _time(event: Event) -> int:

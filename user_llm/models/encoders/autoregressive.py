@@ -1,5 +1,8 @@
 """The autoregressive encoder of User-LLM: many features an event, fused early, read forwards."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.models.attention import Positions, frequencies
 from user_llm.models.blocks import Block
-from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
+from user_llm.models.encoders.base import Encoder, EventCache, apart, causal_mask
 from user_llm.models.layers import RMSNorm, known, picked, rematerialized
 
 
@@ -50,16 +53,21 @@ class AutoregressiveEncoder(Encoder):
         return self.norm(last(x, picked(mask, places), positions, at=places)[0])
 
     def extend(
-        self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
+        self,
+        events: dict[str, Array],
+        positions: Int[Array, "B K"],
+        cache: EventCache,
+        blocks: Sequence[Any] = (),
     ) -> tuple[Float[Array, "B K D"], EventCache]:
         mask = jnp.arange(self.config.window) <= positions[..., None]
         there = self.positions(positions)
 
-        def layer(x, block_and_cache):
-            block, cache = block_and_cache
-            return block(x, mask, there, cache=cache)
-
-        x, layers = jax.lax.scan(layer, self.embed(events), (self.layers, cache.layers))
+        x, layers = self.embed(events), []
+        blocks = blocks or apart(self.layers, self.config.layers)
+        # Scanned, each layer would copy its parameters and its part of the cache.
+        for block, kept in zip(blocks, cache.layers, strict=True):
+            x, kept = block(x, mask, there, cache=kept)
+            layers.append(kept)
         return self.norm(x), cache._replace(layers=layers)
 
     def positions(self, at: Array | np.ndarray) -> Positions:

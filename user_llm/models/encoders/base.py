@@ -4,7 +4,7 @@ An encoder turns a batch of events [B, T] into states [B, T, D]. The dot product
 of the states with its `item_vectors` say how likely each item is next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -126,7 +126,7 @@ class EventEmbedding(nnx.Module):
 class EventCache(NamedTuple):
     """What a causal encoder keeps of timelines, so that new events cost no more than themselves."""
 
-    layers: KVCache  # [L, B, N, S, H]: slot s holds the event at position s
+    layers: list[KVCache]  # slot s holds the event at position s
     timestamps: Int[Array, "B S"]
 
 
@@ -256,19 +256,30 @@ class Encoder(nnx.Module):
     def empty(self, batch: int) -> EventCache:
         """The cache of users without events, with room for `config.window` of them."""
         size, heads = self.config.window, self.config.heads
-        one = KVCache.empty(batch, heads, size, self.config.embed // heads, self.config.dtype)
-        layers = jax.tree.map(lambda x: jnp.stack([x] * self.config.layers), one)
+        shape = batch, heads, size, self.config.embed // heads, self.config.dtype
+        layers = [KVCache.empty(*shape) for _ in range(self.config.layers)]
         return EventCache(layers, jnp.zeros((batch, size), jnp.int32))
 
     def extend(
-        self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
+        self,
+        events: dict[str, Array],
+        positions: Int[Array, "B K"],
+        cache: EventCache,
+        blocks: Sequence[Any] = (),
     ) -> tuple[Float[Array, "B K D"], EventCache]:
         """States of new events at their positions in a timeline, given a cache of those before.
+
+        Who has the `blocks` already saves taking them apart, which takes longer than an event.
 
         Raises:
           NotImplementedError: the encoder is not causal.
         """
         raise NotImplementedError(f"a {self.config.kind} encoder reads both ways: encode anew")
+
+
+def apart(layers: Any, count: int) -> list[Any]:
+    """Stacked layers one by one, be they modules or parameters."""
+    return [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)]
 
 
 def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -1,5 +1,8 @@
 """HSTU: pointwise attention that counts instead of comparing, biased by position and time."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -8,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from user_llm.config import EVENT_TIME, QUERY_TIME, EncoderConfig
 from user_llm.models.attention import KVCache
-from user_llm.models.encoders.base import Encoder, EventCache, causal_mask
+from user_llm.models.encoders.base import Encoder, EventCache, apart, causal_mask
 from user_llm.models.layers import LayerNorm, Linear, dropout, rematerialized
 from user_llm.sharding import axes, constrain
 
@@ -101,7 +104,11 @@ class HSTUEncoder(Encoder):
         return jax.lax.scan(layer, x, (self.layers, keys))[0]
 
     def extend(
-        self, events: dict[str, Array], positions: Int[Array, "B K"], cache: EventCache
+        self,
+        events: dict[str, Array],
+        positions: Int[Array, "B K"],
+        cache: EventCache,
+        blocks: Sequence[Any] = (),
     ) -> tuple[Float[Array, "B K D"], EventCache]:
         """As the base; with `query_time`, a user's last event is to come again before new ones.
 
@@ -115,11 +122,11 @@ class HSTUEncoder(Encoder):
             timestamps = timestamps.at[rows, positions].set(events[EVENT_TIME])
         buckets = self._buckets(events, timestamps)
 
-        def layer(x, layer_and_cache):
-            layer, kept = layer_and_cache
-            return layer(x, mask, distances, buckets, cache=kept, positions=positions)
-
-        x, layers = jax.lax.scan(layer, self.embed(events), (self.layers, cache.layers))
+        x, layers = self.embed(events), []
+        blocks = blocks or apart(self.layers, self.config.layers)
+        for block, kept in zip(blocks, cache.layers, strict=True):
+            x, kept = block(x, mask, distances, buckets, cache=kept, positions=positions)
+            layers.append(kept)
         return x, EventCache(layers, timestamps)
 
     def _buckets(self, events, timestamps):
