@@ -263,10 +263,10 @@ def updates(
             {
                 "history": history,
                 "bytes": runs[0]["bytes"],
-                "update": middles(pairs["updates"][:, 1]),
-                "update_encoded": middles(pairs["updates"][:, 0]),
-                "anew": middles(pairs["anew"][:, 1]),
-                "anew_encoded": middles(pairs["anew"][:, 0]),
+                "update": middles(pairs["updates"][:, 0]),
+                "update_and_memory": middles(pairs["updates"][:, 1]),
+                "anew": middles(pairs["anew"][:, 0]),
+                "anew_and_memory": middles(pairs["anew"][:, 1]),
                 "append": middles([x for run in runs for x in run["appends"]]),
                 "posted": middles(posted[history]),
             }
