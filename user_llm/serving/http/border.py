@@ -194,7 +194,8 @@ def told(error: Exception) -> JSONResponse:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     text = str(error) or "the answer took too long; ask for fewer tokens"
-    return refusal(status, text, code=type(error).__name__.lower(), headers=headers)
+    code = None if status == 400 else type(error).__name__.lower()
+    return refusal(status, text, code=code, headers=headers)
 
 
 def add_handlers(app: FastAPI) -> None:
