@@ -255,20 +255,16 @@ def updates(
     rows = []
     for runs in zip(*followed, strict=True):
         history = runs[0]["history"]
-        pairs = {
-            name: np.array([pair for run in runs for pair in run[name]])
-            for name in ("updates", "anew")
+        names = {"update": "updates", "anew": "anew", "memory": "memories", "append": "appends"}
+        parts = {
+            name: middles([x for run in runs for x in run[many]]) for name, many in names.items()
         }
         rows.append(
             {
                 "history": history,
                 "bytes": runs[0]["bytes"],
-                "update": middles(pairs["updates"][:, 0]),
-                "update_and_memory": middles(pairs["updates"][:, 1]),
-                "anew": middles(pairs["anew"][:, 0]),
-                "anew_and_memory": middles(pairs["anew"][:, 1]),
-                "append": middles([x for run in runs for x in run["appends"]]),
                 "posted": middles(posted[history]),
+                **parts,
             }
         )
     return rows

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 
 from user_llm.evaluation.serving_subject import Event, events_of
-from user_llm.serving.growing import Grown
 from user_llm.serving.served import Served
 from user_llm.serving.service import Service, Sizes
 from user_llm.serving.sqlite_store import SQLiteStore
@@ -33,6 +32,7 @@ class Following:
     updates: int = 200  # one event each; with half a window of them it slides once
     appends: int = 40  # the same with all that a store takes
     repeats: int = 5  # of reading anew
+    memories: int = 20  # made of a user
 
 
 class Follower:
@@ -51,7 +51,7 @@ class Follower:
         events = {h: events_of(data, h, h + work.updates) for h in work.histories}
         found: dict[int, dict[str, Any]] = {
             h: {"history": h, "bytes": self.told(h, events[h])}
-            | {name: [] for name in ("appends", "anew", "updates")}
+            | {name: [] for name in ("appends", "anew", "updates", "memories")}
             for h in work.histories
         }
         grown = {h: growing.anew(self.known(events[h], h), h) for h in work.histories}
@@ -62,10 +62,14 @@ class Follower:
                     own["appends"].append(self.appended(history, before[count - 1]))
                 if nth < work.repeats:
                     known = self.known(before, history)
-                    own["anew"].append(self.timed(partial(growing.anew, known, history))[1:])
+                    own["anew"].append(timed(partial(growing.anew, known, history))[1])
                 newer = (grown[history], self.known(before, count), count, 1)
-                grown[history], *seconds = self.timed(partial(growing.extended, *newer))
+                grown[history], seconds = timed(partial(growing.extended, *newer))
                 own["updates"].append(seconds)
+        # Apart, as it is made: when it is asked for, and not at each event.
+        for _ in range(work.memories):
+            for history, own in found.items():
+                own["memories"].append(timed(partial(growing.memory, grown[history]))[1])
         return list(found.values())
 
     def known(self, events: list[Event], count: int) -> list[Event]:
@@ -92,13 +96,12 @@ class Follower:
         self.users.append(f"user{history}", [event])
         return time.perf_counter() - started
 
-    def timed(self, grow: Callable[[], Grown]) -> tuple[Grown, float, float]:
-        """A user as known, the seconds until he is, and those until his memory is there."""
-        started = time.perf_counter()
-        grown = jax.block_until_ready(grow())
-        grew = time.perf_counter()
-        jax.block_until_ready(self.users.growing.memory(grown))
-        return grown, grew - started, time.perf_counter() - started
+
+def timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    """What it makes, and the seconds until it is there."""
+    started = time.perf_counter()
+    made = jax.block_until_ready(make())
+    return made, time.perf_counter() - started
 
 
 def main() -> None:

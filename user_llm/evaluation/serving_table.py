@@ -12,7 +12,7 @@ SERVED, ALONE = "user_llm", "user_llm, one row"
 # times sooner than told as text. At most: from the cheapest update to the dearest.
 MANY, CHEAPER, SOONER, FLAT = 3.0, 20.0, 10.0, 1.5
 TOGETHER, CHIEF = 16, 200
-CHANGES = ("update", "anew", "update_and_memory", "anew_and_memory")
+CHANGES = ("update", "anew", "memory", "append", "posted")
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
@@ -25,8 +25,8 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
         found["times_one_by_one"] = speeds[SERVED, TOGETHER] / speeds[ALONE, 1]
     if chief := changes.get(CHIEF):
         found["update/times_cheaper"] = chief["anew"]["p50"] / chief["update"]["p50"]
-        both = chief["anew_and_memory"]["p50"] / chief["update_and_memory"]["p50"]
-        found["update/times_cheaper_and_memory"] = both
+        anew, update, memory = (chief[name]["p50"] for name in ("anew", "update", "memory"))
+        found["update/times_cheaper_with_memory"] = (anew + memory) / (update + memory)
     for name in ("kept", "fresh"):
         times = row["text"]["text"]["p50"] / row["text"][name]["p50"]
         found[f"{name}/times_sooner_than_text"] = times
@@ -47,7 +47,7 @@ def metrics(result: dict[str, Any]) -> dict[str, dict[str, float]]:
         for one in row["updates"]:
             history = f"history_{one['history']}"
             own |= {f"{history}/{what}_bytes": float(x) for what, x in one["bytes"].items()}
-            for what in (*CHANGES, "append", "posted"):
+            for what in CHANGES:
                 own[f"{history}/{what}_seconds"] = one[what]["p50"]
             own[f"{history}/update_seconds_mean"] = one["update"]["mean"]
         for what in ("kept", "fresh", "event", "text"):
@@ -83,13 +83,13 @@ def _answers(row: dict[str, Any]) -> list[str]:
 
 
 def _updates(row: dict[str, Any]) -> list[str]:
-    columns = ("update", "mean", "anew", "+ memory", "+ memory", "append", "over HTTP")
+    columns = ("update", "mean", "anew", "memory", "append", "over HTTP")
     lines = [
         f"{'events':>8}" + "".join(f"{c:>11}" for c in columns) + "  ms"
         f"{'events':>10}{'state':>10}{'ready':>10}"
     ]
     for one in row["updates"]:
-        middle = {name: one[name]["p50"] for name in (*CHANGES, "append", "posted")}
+        middle = {name: one[name]["p50"] for name in CHANGES}
         times = (middle.pop("update"), one["update"]["mean"], *middle.values())
         bytes = "".join(f"{amount(x):>10}" for x in one["bytes"].values())
         cells = "".join(f"{1e3 * x:11.2f}" for x in times)
@@ -98,7 +98,7 @@ def _updates(row: dict[str, Any]) -> list[str]:
     flat = found["update/dearest_to_cheapest"]
     lines.append(f"dearest update × {flat:.2f} of the cheapest, wanted: ≤ {FLAT:g}")
     if (times := found.get("update/times_cheaper")) is not None:
-        both = found["update/times_cheaper_and_memory"]
+        both = found["update/times_cheaper_with_memory"]
         lines.append(
             f"{CHIEF} events anew: × {times:.1f} of an update, wanted: ≥ {CHEAPER:g}; with a "
             f"memory made of either × {both:.1f}"
