@@ -68,21 +68,24 @@ class Growing:
         self.dataset, self.params, self.window = dataset, params, window
         # With it, an event's state waits for the next event to tell when it was.
         self.waits = encoder.config.query_time
-        graphdef, block = nnx.graphdef(model), nnx.graphdef(encoder.layers)
+        graphdef, follower, block = map(
+            nnx.graphdef, (model, model.streams["timeline"], encoder.layers)
+        )
         slots, layers = encoder.config.window, encoder.config.layers
-        self._blocks = apart(params["streams"]["timeline"]["encoder"]["layers"], layers)
+        # What an event needs of the parameters: to hand over all takes longer than to read it.
+        self._own = params["streams"]["timeline"]
+        self._blocks = apart(self._own["encoder"]["layers"], layers)
         width = 2 * encoder.config.embed
 
         def empty(params: dict, users: int) -> Grown:
-            stream = nnx.merge(graphdef, params).streams["timeline"]
+            stream = nnx.merge(follower, params)
             none = jnp.zeros((users, slots, width), stream.encoder.config.dtype)
             return Grown(stream.encoder.empty(users), none, jnp.zeros(users, jnp.int32))
 
         def extend(
             params: dict, own: list, grown: Grown, events: dict, start: Array, count: Array
         ) -> Grown:
-            blocks = [nnx.merge(block, layer) for layer in own]
-            stream = nnx.merge(graphdef, params).streams["timeline"]
+            stream, blocks = nnx.merge(follower, params), [nnx.merge(block, x) for x in own]
             at = start[:, None] + jnp.arange(next(iter(events.values())).shape[1])
             # What stands behind the new events is overwritten before any other could see it.
             states, cache = stream.encoder.extend(events, at, grown.cache, blocks)
@@ -103,7 +106,7 @@ class Growing:
 
     def empty(self) -> Grown:
         """Nobody in particular: a user without events."""
-        return self._empty(self.params, 1)
+        return self._empty(self._own, 1)
 
     def memory(self, grown: Grown) -> Memory:
         """What the decoder reads of users."""
@@ -152,4 +155,4 @@ class Growing:
         places[:count] = np.arange(before, before + count)
         sent = data.gather(places[None])
         where = np.array([start], np.int32), np.array([count], np.int32)
-        return self._extend(self.params, self._blocks, grown, sent, *where)
+        return self._extend(self._own, self._blocks, grown, sent, *where)
