@@ -1,7 +1,7 @@
 """The endpoints of users: their events, their vectors, and what they may want next."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,19 +35,13 @@ people = APIRouter(responses=REFUSALS, tags=["users"])
 @people.post("/v1/users/{user}/events", responses=CHANGES)
 def append(user: UserId, form: EventsRequest, here: Here) -> Changed:
     """Adds events to a user, who begins with them if nobody knows him; the next answer knows."""
-    here.metrics.events.inc(len(form.events))
-    events = _events(form)
-    record = here.service.users.append(user, events, if_version=form.if_version)
-    return Changed(**_facts(record, events, here))
+    return _changed(here.service.users.append, user, form, here)
 
 
 @people.put("/v1/users/{user}/events", responses=CHANGES)
 def replace(user: UserId, form: EventsRequest, here: Here) -> Changed:
     """Puts events in the place of all that a user had."""
-    here.metrics.events.inc(len(form.events))
-    events = _events(form)
-    record = here.service.users.replace(user, events, if_version=form.if_version)
-    return Changed(**_facts(record, events, here))
+    return _changed(here.service.users.replace, user, form, here)
 
 
 @people.get("/v1/users/{user}")
@@ -113,6 +107,15 @@ def _record(user: str, here: Serving) -> Record:
     return record
 
 
+def _changed(
+    change: Callable[..., Record], user: str, form: EventsRequest, here: Serving
+) -> Changed:
+    events = [event.model_dump(exclude_none=True) for event in form.events]
+    record = change(user, events, if_version=form.if_version)
+    here.metrics.events.inc(len(events))
+    return Changed(**_facts(record, events, here))
+
+
 def _facts(record: Record, events: Sequence[Event], here: Serving) -> dict[str, Any]:
     unknown = sum(str(event["item"]) not in here.service.numbers for event in events)
     return {
@@ -121,10 +124,6 @@ def _facts(record: Record, events: Sequence[Event], here: Serving) -> dict[str, 
         "told": record.told,
         "unknown": unknown,
     }
-
-
-def _events(form: EventsRequest) -> list[dict[str, Any]]:
-    return [event.model_dump(exclude_none=True) for event in form.events]
 
 
 def _coded(vector: np.ndarray, how: str) -> list[float] | str:
