@@ -234,8 +234,8 @@ def test_the_time_is_told_by_what_it_was_spent_on(tmp_path, mesh, caplog):
     run(stage(), tmp_path, mesh)
     seconds = tracking.seconds_by_kind(tmp_path)
     assert tuple(seconds) == goodput.KINDS
-    assert seconds["compile"] > seconds["step"] > 0 == seconds["lost"]
-    assert min(seconds[kind] for kind in ("initialise", "validate", "checkpoint")) > 0
+    assert min(seconds[kind] for kind in goodput.KINDS if kind not in ("lost", "data")) > 0
+    assert seconds["lost"] == 0
     assert re.search(r"goodput \d+\.\d% of [\d.]+ s: .*compile .*step ", caplog.text)
 
 
