@@ -1,7 +1,16 @@
 """LLMs that read a user's timeline as embeddings.
 
     run = user_llm.Run.open(Path("runs/quickstart"))
-    system = user_llm.System(run, "user_llm", user_llm.finetune(run))
+    user_llm.recommender(run).recommend([events], count=3)   # the encoder alone
+    system = user_llm.System(run, "user_llm", user_llm.finetune(run))   # a decoder that reads it
+
+`Experiment` is a run as a value and `Run` its folder; `pretrain` and `finetune` train, or load what
+is trained; `recommender` and `System` answer. `load` reads a built data set without a run, `TASKS`
+are what can be asked, and `UserLLM` is the model itself.
+
+What stays: the names listed here, the fields of `Experiment`, the verbs of `user-llm`, and the
+files that a run and an export leave. Within a minor version they change in no way that breaks who
+uses them, and a version reads what the minor version before it wrote. All else may move.
 
 Names are imported when they are first used, so that `import user_llm` costs nothing.
 """
@@ -34,6 +43,10 @@ HOMES = {
     "recommender": "stages",
 }
 __all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  -- they are lazy
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

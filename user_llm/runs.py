@@ -49,6 +49,10 @@ class Training(NamedTuple):
 class Run:
     """What the stages of an experiment share; each part is made when it is first asked for.
 
+    Args:
+      folder: of the run, here or in a bucket; all that its stages leave is below it.
+      data_dir: where built data sets are.
+
     Raises:
       ValueError: the folder holds a run of another experiment.
     """
@@ -97,6 +101,7 @@ class Run:
 
     @cached_property
     def mesh(self) -> Mesh:
+        """The devices of the run, as `data`, `fsdp` and `tensor`."""
         return make_mesh(self.experiment.mesh)
 
     @cached_property
@@ -106,6 +111,7 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """What the experiment reads of its data set, with vectors of texts if it asks for them."""
         config = self.experiment.data
         data = opened(config, self.data_folder, clock=self.experiment.encoder.reads_clock)
         if not config.text_encoder:
@@ -144,6 +150,7 @@ class Run:
 
     @cached_property
     def split(self) -> timelines.Split:
+        """Which events of which users train, validate and test, by `data.protocol`."""
         return split(self.experiment.data, self.dataset)
 
     def training_of(self, data: Dataset) -> Training:
@@ -224,6 +231,7 @@ class Run:
 
     @cached_property
     def decoder_config(self) -> DecoderConfig:
+        """The decoder's architecture: its weights' own, another run's, or the config's."""
         model = self.experiment.language_model
         types = model.architecture.model_dump(include=DecoderConfig.COMPUTING)
         if lender := self.language_model_run:

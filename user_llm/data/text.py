@@ -14,6 +14,9 @@ class Tokenizer:
 
     An answer's tokens do not depend on the prompt before it, so a catalogue's titles can be
     encoded once.
+
+    Raises:
+      ValueError: the tokenizer has no token that ends a sequence.
     """
 
     def __init__(self, tokenizer):

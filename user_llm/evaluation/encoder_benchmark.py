@@ -83,7 +83,11 @@ def shown(items: np.ndarray, offsets: np.ndarray, window: int) -> tuple[np.ndarr
 
 
 def compare(work: Work, rounds: int) -> Rows:
-    """A row for each side."""
+    """A row for each side.
+
+    Raises:
+      ValueError: they do not train on the same targets.
+    """
     found: dict[str, Rows] = {side: [] for side in SIDES}
     devices = {
         "JAX_NUM_CPU_DEVICES": str(work.threads)

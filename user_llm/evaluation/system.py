@@ -59,6 +59,10 @@ class System:
 
     Items are chosen by beam search over the catalogue, which scores a title by its exact
     log-likelihood and finds the best of `evaluation.beam` prefixes at a time.
+
+    Args:
+      name: the system's among `run.systems`: `user_llm`, or a baseline's.
+      params: its parameters, as `finetune` returns them.
     """
 
     def __init__(self, run: Run, name: str, params: Params):
@@ -98,7 +102,12 @@ class System:
         targets: Int[np.ndarray, " N"],
         users: Int[np.ndarray, " N"] | None = None,
     ) -> Answers:
-        """The answers to a task about these events, by the memory of `users`, else by their own."""
+        """The answers to a task about these events, by the memory of `users`, else by their own.
+
+        Args:
+          targets: events of the run's data set, each asked about as if it had not yet been.
+          users: as many events, before which those users are remembered in place of the targets'.
+        """
         examples = stages.examples(self.run, self.name, targets)
         remembered = examples if users is None else stages.examples(self.run, self.name, users)
         catalog, found = self._catalog(task), []

@@ -83,7 +83,11 @@ def benchmark(
 
 
 def compare(name: str, config: DecoderConfig, work: Training, rounds: int) -> list[Row]:
-    """A row for each side with one decoder."""
+    """A row for each side with one decoder.
+
+    Raises:
+      ValueError: the peer's first losses differ from ours.
+    """
     found: dict[str, list[Row]] = {side: [] for side in SIDES}
     with TemporaryDirectory() as place:
         write_random(Path(place), config, "float32")

@@ -13,7 +13,11 @@ WRITTEN = "where everything is written"
 
 
 def run(text: str) -> Any:
-    """The folder of a run, on this machine or in a bucket."""
+    """The folder of a run, on this machine or in a bucket.
+
+    Raises:
+      ArgumentTypeError: it is in a store that cannot be written to.
+    """
     from user_llm.files import to_path
 
     try:
@@ -23,7 +27,11 @@ def run(text: str) -> Any:
 
 
 def local(text: str) -> Path:
-    """A path on this machine."""
+    """A path on this machine.
+
+    Raises:
+      ArgumentTypeError: it is elsewhere.
+    """
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is not on this machine, where it is to be")
     return Path(text)

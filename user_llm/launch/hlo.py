@@ -101,7 +101,11 @@ class Step(NamedTuple):
 
 
 class Program:
-    """A compiled program by its text."""
+    """A compiled program by its text.
+
+    Raises:
+      ValueError: the text is of none.
+    """
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
@@ -296,7 +300,11 @@ def instruction(line: str) -> Instruction:
 
 
 def closing(text: str) -> int:
-    """Behind the bracket that closes the text's first one."""
+    """Behind the bracket that closes the text's first one.
+
+    Raises:
+      ValueError: none closes it.
+    """
     depth = 0
     for at, sign in enumerate(text):
         depth += (sign == "(") - (sign == ")")

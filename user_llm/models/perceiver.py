@@ -39,6 +39,9 @@ class Perceiver(nnx.Module):
 
     Latents see each other beside the stream, so an empty stream still gives a memory: the one of a
     user of whom nothing is known.
+
+    Raises:
+      ValueError: `config.heads` does not divide the width.
     """
 
     def __init__(self, config: PerceiverConfig, width: int, *, rngs: nnx.Rngs):

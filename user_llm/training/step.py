@@ -144,6 +144,9 @@ def setup(
     """From a model's constructor: its graphdef, its abstract state on this mesh, a sharded init.
 
     The abstract state holds every shape, dtype and placement; init, restore and the step share it.
+
+    Raises:
+      ValueError: an average is kept of parameters whose steps its dtype rounds away.
     """
 
     def build(key):

@@ -59,16 +59,28 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @classmethod
     @abstractmethod
     def files(cls, source: Path | None, version: str, **options: Any) -> list[Path]:
-        """The files that decide the content."""
+        """The files that decide the content.
+
+        Raises:
+          ValueError: the source is not what the builder reads, or has no such version.
+        """
 
     @classmethod
     @abstractmethod
     def read(cls, source: Path | None, version: str, **options: Any) -> Raw:
-        """The raw data, checked."""
+        """The raw data, checked.
+
+        Raises:
+          ValueError: something does not fit; it is named.
+        """
 
     @classmethod
     def plan(cls, source: Path | None, version: str, flags: list[str], **options: Any) -> "Plan":
-        """How Apache Beam, told its flags, makes the same records as `read`."""
+        """How Apache Beam, told its flags, makes the same records as `read`.
+
+        Raises:
+          ValueError: this builder, or this version, is built by one machine alone.
+        """
         raise ValueError(f"{cls.name} is built by one machine alone; leave --beam out")
 
     @classmethod

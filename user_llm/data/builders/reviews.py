@@ -63,6 +63,11 @@ class ReviewBuilder(TimelineBuilder, skip_registration=True):
 
     @classmethod
     def layout(cls, version: str) -> Layout:
+        """Which files a version has, and how they say what.
+
+        Raises:
+          ValueError: there is no such version.
+        """
         if version not in cls.layouts:
             choices = ", ".join(cls.layouts)
             raise ValueError(f"{cls.name} has no version {version!r}; choose from {choices}")

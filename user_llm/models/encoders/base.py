@@ -33,6 +33,9 @@ class EventEmbedding(nnx.Module):
     Args:
       items: for the features named in `config.content` their encoded values [V, ...], and
         `trained` [V], whether training saw the item.
+
+    Raises:
+      ValueError: `config.content` names what items have no values of.
     """
 
     def __init__(
