@@ -60,12 +60,12 @@ def untold(node: ast.AST, of: ast.ClassDef | None = None) -> list[str]:
         elif isinstance(part, ast.FunctionDef):
             told = ast.get_docstring(part) or ""
             if of is not None and part.name == "__init__":
-                told = ast.get_docstring(of) or ""
+                told += ast.get_docstring(of) or ""
             elif part.name.startswith("_") or (of is not None and of.bases and not told):
                 continue
             raised = [x.exc for x in ast.walk(part) if isinstance(x, ast.Raise) and x.exc]
             mistake = any(ast.unparse(x).startswith("ValueError(") for x in raised)
-            found += [part.name] if mistake and "Raises:" not in told else []
+            found += [part.name] if mistake and "Raises" not in told else []
     return found
 
 
