@@ -1,23 +1,28 @@
 """The quickstart as a user runs it: a real process, and what its table has to show."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from readmes import ROOT, blocks
 
+# What of the README is not run here: it trains anew, compiles for minutes, or ends with a signal.
+LEFT = ("bash launch/local.sh", "user-llm run ", "user-llm launch check ", "user-llm serve ")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, "-m", "user_llm.cli", "quickstart", "--run-dir", "run"]
+    command = [sys.executable, "-m", "user_llm.cli", "quickstart"]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "report: run/report.html" in done.stdout
+    assert "report: runs/quickstart/report.html" in done.stdout
     assert "What now?" in done.stdout
-    return home / "run"
+    return home / "runs" / "quickstart"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,23 @@ def test_memory_costs_fewer_prompt_tokens_than_text(folder):
     rows = json.loads((folder / "benchmark.json").read_text())["rows"]
     tokens = {(row["system"], row["history"]): row["prompt_tokens"] for row in rows}
     assert tokens["text_prompt", 10] > 10 * tokens["user_llm", 10]
+
+
+def test_what_the_readme_shows_can_be_done_with_it(folder):
+    home, readme = folder.parents[1], (ROOT / "README.md").read_text()
+    (home / "configs").symlink_to(ROOT / "configs")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def done(*command: str) -> str:
+        told = {"cwd": home, "env": os.environ | {"PATH": path}, "text": True}
+        found = subprocess.run(command, **told, capture_output=True)
+        assert found.returncode == 0, found.stderr[-2000:]
+        return found.stdout
+
+    lines = "".join(blocks(readme, "bash")).splitlines()
+    told = done("bash", "-ec", "\n".join(line for line in lines if not line.startswith(LEFT)))
+    assert '{"user": "ann", "items": ["i' in told and "user_llm" in told
+    assert (home / "exports/films/export.json").is_file() and (home / "job.yaml").is_file()
+    shown = done(sys.executable, "-c", "".join(blocks(readme, "python"))).splitlines()
+    assert shown[0].startswith("[Recommendation(item='i") and shown[1] == "(1, 64)"
+    assert len(shown) == 5 and all(" | " in line for line in shown[2:])
