@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from runs_made import EXPERIMENT
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.runs import Run
 
 
@@ -38,6 +38,6 @@ def untrained(folder, monkeypatch, decoder=(), encoder=(), **system) -> Run:
     def trained_system(run, name="user_llm"):
         return random_params(run.make_model(run.systems[name]))
 
-    monkeypatch.setattr(stages, "trained_system", trained_system)
-    monkeypatch.setattr(stages, "trained_encoder", lambda run: random_params(run.make_encoder))
+    monkeypatch.setattr(trained, "system", trained_system)
+    monkeypatch.setattr(trained, "encoder", lambda run: random_params(run.make_encoder))
     return run

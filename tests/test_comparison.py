@@ -12,7 +12,8 @@ from runs_made import EXPERIMENT
 
 from user_llm import commands
 from user_llm.config import FigureConfig, Sweep
-from user_llm.evaluation import charts, comparison, metrics, report
+from user_llm.evaluation import charts, comparison, report
+from user_llm.evaluation.rows import best
 
 RECALL, PERPLEXITY = "test/next_item/recall_at_10", "test/text/perplexity"
 FIGURES = (
@@ -72,7 +73,7 @@ def test_the_cheapest_is_the_best_of_its_column(rows):
         own = next(row for row in rows if row["experiment"] == name)
         rows.append(own | {"system": "user_llm", "metric": "cost/gflop", "value": str(cost)})
     found, _ = comparison.table(rows)
-    assert metrics.best(found, "cost/gflop") == 2.0
+    assert best(found, "cost/gflop") == 2.0
 
 
 def test_points_stand_from_left_to_right_over_the_seeds_that_all_have(rows):

@@ -22,9 +22,9 @@ from test_reviewers import before, made, timelines
 from user_llm.cli import main
 from user_llm.data import builders
 from user_llm.data.dataset import load
-from user_llm.evaluation.metrics import TextOverlap
 from user_llm.inference.dpl import LATER, DPLConfig, held_out, plan, script
 from user_llm.inference.dpl_prompts import Prompts
+from user_llm.metrics import TextOverlap
 
 USERS = 4
 LOOSE = DPLConfig(past=3, others=1)

@@ -26,6 +26,7 @@ from user_llm.inference.memories import Memories
 from user_llm.inference.recommend import Recommender
 from user_llm.models.user_llm import UserLLM
 from user_llm.runs import Run
+from user_llm.trained import recommender
 
 TOLD = {"model": "a", "data": "b"}
 SYSTEM = SystemConfig(perceiver=models_made.PERCEIVER, cross_attention=models_made.CROSS)
@@ -139,9 +140,9 @@ def test_users_of_another_data_set_are_read_from_the_disk_as_from_memory(trained
     parts = [stored.some(first, min(first + 32, 70)) for first in range(0, 70, 32)]
     assert sum((part.users for part in parts), ()) == whole.users
     np.testing.assert_array_equal(np.concatenate([part.item for part in parts]), whole.item)
-    recommender = stages.recommender(run)
-    alone = [recommender.states(part, np.arange(len(part.users))) for part in parts]
-    together = recommender.states(whole, np.arange(70))
+    asked = recommender(run)
+    alone = [asked.states(part, np.arange(len(part.users))) for part in parts]
+    together = asked.states(whole, np.arange(70))
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from serving_made import made_run, raw_events
 
-from user_llm import grammar, stages
+from user_llm import grammar, trained
 from user_llm.config import LoRAConfig
 from user_llm.serving import export, sealed
 from user_llm.serving.served import Served
@@ -39,8 +39,8 @@ def model_of(make_model, params):
 
 def test_what_is_served_answers_as_the_run(run, exported):
     served = Served.load(exported)
-    memories, history = stages.memories(run), run.experiment.finetune.history
-    model = model_of(run.make_model(run.systems["user_llm"]), stages.trained_system(run))
+    memories, history = trained.memories(run), run.experiment.finetune.history
+    model = model_of(run.make_model(run.systems["user_llm"]), trained.system(run))
     for user in range(3):
         found = served.answered(raw_events(run, user), PROMPT)
         wanted = memories.tokens(run.dataset, np.array([user]))[0]
@@ -89,7 +89,7 @@ def test_transformers_reads_the_decoder(exported):
 
 def test_adapters_are_merged_or_lie_beside_the_decoder(tmp_path):
     run = made_run(tmp_path / "run", strategy="lora", lora=LoRAConfig(rank=2))
-    adapted = stages.trained_system(run)["decoder"]["layers"]["self_attn"]["q_proj"]["lora_b"]
+    adapted = trained.system(run)["decoder"]["layers"]["self_attn"]["q_proj"]["lora_b"]
     assert np.abs(adapted).max() > 0
     export.export(run, tmp_path / "merged")
     export.export(run, tmp_path / "beside", adapter=True)

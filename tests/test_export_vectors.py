@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from exports_made import untrained
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.inference.vectors import fingerprint
 from user_llm.serving import export, sealed, vectors
 
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 def test_a_table_holds_what_the_encoder_says_of_each_user(made):
     run, folder = made
     table, data = vectors.load(folder), run.dataset
-    recommender = stages.recommender(run)
+    recommender = trained.recommender(run)
     wanted = recommender.states(data, np.arange(len(data.users)))
     assert table["user"].to_pylist() == list(data.users)
     assert table.schema.field("vector").type == pa.list_(pa.float32(), 8)

@@ -7,8 +7,9 @@ from timelines_made import dataset
 
 from user_llm import stages
 from user_llm.config import QUERY_TIME
+from user_llm.data import timelines
 from user_llm.evaluation import baselines
-from user_llm.evaluation.metrics import Ranking
+from user_llm.metrics import Ranking
 from user_llm.runs import Run
 
 
@@ -71,7 +72,7 @@ def test_new_items_and_cold_users_are_ranked_beside_the_test(run, monkeypatch):
     groups["cold_users"] = run.split.cold
     wanted = {}
     for name, targets in groups.items():
-        asked = stages.sample(targets, run.experiment.evaluation.users)
+        asked = timelines.sample(targets, run.experiment.evaluation.users)
         figures = Ranking.from_ranks(np.array([ranks[e] for e in asked.tolist()])).compute()
         wanted |= {f"test/{name}/{metric}": value for metric, value in figures.items()}
     assert rows["encoder"] == wanted

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from user_llm.data import lamp
 from user_llm.data.lamp import KINDS, Question, read, submit, write
 from user_llm.evaluation.lamp import score
-from user_llm.evaluation.metrics import MacroF1
+from user_llm.metrics import MacroF1
 
 INPUTS = {
     "LaMP_1": 'For an author who has written the paper with the title "Deep nets", which reference '

@@ -14,8 +14,8 @@ from runs_made import held_out_run
 
 from user_llm.config import DataConfig, LanguageModelConfig, SystemConfig
 from user_llm.data.tasks import corpus
-from user_llm.evaluation import language
-from user_llm.evaluation.language import foreteller
+from user_llm.training import language
+from user_llm.training.language import foreteller
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=700), min_size=1, max_size=4)
 
@@ -55,14 +55,15 @@ def test_a_texts_checksum_decides_whether_it_is_held_out(run):
         update={"language_model": run.experiment.language_model.model_copy(update={"held_out": 0})}
     )
     del run.__dict__["texts"]
-    assert not run.texts.held_out and foreteller(run, run.make_model(SystemConfig())) is None
+    assert not run.texts.held_out and not run.held_out_texts
 
 
 def test_perplexity_and_bits_are_those_of_the_logits(run):
     make_model = run.make_model(SystemConfig(streams=()))
     model = make_model(rngs=nnx.Rngs(1))
-    found = foreteller(run, make_model)(nnx.to_pure_dict(nnx.state(model.decoder)))
-    texts = run.texts.held_out
+    texts = run.held_out_texts
+    foretell = foreteller(make_model, texts, run.tokenizer, run.mesh)
+    found = foretell(nnx.to_pure_dict(nnx.state(model.decoder)))
     documents = [[*ids, run.tokenizer.eos] for ids in run.tokenizer.prompts(texts)]
     nats = []
     for tokens, weights in zip(*language.rows(documents), strict=True):

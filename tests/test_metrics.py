@@ -1,22 +1,17 @@
 """The metrics against brute force, the libraries over the whole corpus, and the monoid laws."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from user_llm.evaluation.metrics import (
+from user_llm.metrics import (
     Accuracy,
     Ranking,
     RatingError,
     TextOverlap,
-    rank_of_target,
-    spread,
-    table,
 )
 
 RANKS = st.lists(st.integers(1, 14), max_size=12)
@@ -111,54 +106,3 @@ def test_text_overlap_in_parts_is_that_of_the_libraries_on_the_whole(first, seco
         "bleu": corpus_bleu([a for a, _ in pairs], [[t for _, t in pairs]]).score,
     }
     assert overlap(first).merge(overlap(second)).compute() == pytest.approx(expected)
-
-
-@given(st.data())
-def test_rank_of_target_matches_sorting_with_the_target_last_among_equals(data):
-    rows, items = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 7)))
-    # Few distinct scores, so that ties abound.
-    scores = data.draw(arrays(np.float32, (rows, items), elements=st.sampled_from([-1.0, 0, 0.5])))
-    target = data.draw(arrays(np.int32, rows, elements=st.integers(0, items - 1)))
-    excluded = data.draw(arrays(np.bool_, (rows, items)))
-
-    expected = []
-    for row, wanted, out in zip(scores, target, excluded, strict=True):
-        candidates = [i for i in range(items) if not out[i] or i == wanted]
-        order = sorted(candidates, key=lambda i: (-row[i], i == wanted))
-        expected.append(order.index(wanted) + 1)
-    np.testing.assert_array_equal(rank_of_target(scores, target, excluded), expected)
-
-
-def test_a_nan_score_never_helps_the_target():
-    scores = np.array([[np.nan, 0.0, 1.0], [0.5, np.nan, 0.0]], np.float32)
-    none = np.zeros((2, 3), bool)
-    np.testing.assert_array_equal(rank_of_target(scores, np.array([0, 0]), none), [3, 2])
-
-
-def test_spread_is_the_mean_and_the_sample_deviation_of_each_value():
-    runs = [
-        [{"system": "a", "metrics": {"x/y/z": value}}, {"system": "b", "metrics": {}}]
-        for value in (1.0, 2.0, 6.0)
-    ]
-    means, deviations = spread(runs)
-    assert means[0] == {"system": "a", "metrics": {"x/y/z": 3.0}}
-    assert deviations[0]["metrics"]["x/y/z"] == pytest.approx(statistics.stdev([1, 2, 6]))
-    assert means[1] == deviations[1] == {"system": "b", "metrics": {}}
-    assert "3.000 ±2.646*" in table(means, deviations)
-
-
-def test_table_groups_columns_marks_the_best_contender_and_shows_what_is_missing():
-    recall, accuracy = "test/next_item/recall_at_10", "test/favorite_category/accuracy"
-    text = table(
-        [
-            {"system": "oracle", "metrics": {recall: 0.9}},
-            {"system": "user_llm", "metrics": {recall: 0.31, accuracy: 0.75}},
-            {"system": "no_context", "metrics": {recall: 0.1, accuracy: 0.75}},
-        ]
-    )
-    groups, heading, _, oracle, ours, plain = text.splitlines()
-    assert groups.index("test/next_item") < groups.index("test/favorite_category")
-    assert heading.split() == ["system", "│", "recall@10", "│", "accuracy"]
-    assert oracle.split() == ["oracle", "│", "0.900", "│", "–"]
-    assert ours.split() == ["user_llm", "│", "0.310*", "│", "0.750*"]
-    assert plain.split() == ["no_context", "│", "0.100", "│", "0.750*"]

@@ -10,7 +10,7 @@ import timelines_made
 from flax import nnx
 
 from user_llm.data.features import KNOWN
-from user_llm.evaluation.next_item import (
+from user_llm.inference.next_item import (
     chunks,
     encoder_ranker,
     popularity_ranks,

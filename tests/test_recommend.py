@@ -13,7 +13,7 @@ from flax import nnx
 from user_llm import commands
 from user_llm.data.dataset import clock_columns
 from user_llm.data.features import KNOWN
-from user_llm.evaluation.next_item import asker
+from user_llm.inference.next_item import asker
 from user_llm.inference.recommend import Recommender
 from user_llm.models.encoders import ENCODERS
 
@@ -106,7 +106,7 @@ def test_the_verb_predicts_for_the_users_of_a_file(tmp_path, mesh, monkeypatch, 
     data, make, params = made("autoregressive")
     recommender = Recommender(data, make, params, mesh=mesh())
     monkeypatch.setattr(commands.Run, "open", lambda folder: folder)
-    monkeypatch.setattr(commands.stages, "recommender", lambda run: recommender)
+    monkeypatch.setattr(commands.trained, "recommender", lambda run: recommender)
     monkeypatch.setattr(commands, "PREDICTED", 2)
     timelines = {"zoe": ["3", "4"], "ann": ["5"], "new": ["of a strange item"]}
     rows = [

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 from runs_made import EXPERIMENT
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.config import MeshConfig
 from user_llm.data.features import KNOWN
 from user_llm.data.movielens_shape import Shape
 from user_llm.evaluation import rectools
-from user_llm.evaluation.next_item import encoder_ranker
 from user_llm.evaluation.peers.work import Work
+from user_llm.inference.next_item import encoder_ranker
 from user_llm.runs import Run
 from user_llm.sharding import make_mesh
 
@@ -53,7 +53,7 @@ def run(tmp_path, monkeypatch) -> Run:
     made = Run(EXPERIMENT, tmp_path / "run", tmp_path / "datasets")
     made.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = nnx.to_pure_dict(nnx.state(made.make_encoder(rngs=nnx.Rngs(0))))
-    monkeypatch.setattr(stages, "trained_encoder", lambda run: params)
+    monkeypatch.setattr(trained, "encoder", lambda run: params)
     return made
 
 
@@ -66,7 +66,7 @@ def test_both_sides_are_judged_on_the_same_users(run, tmp_path):
     assert theirs["recall_at_10"] == pytest.approx(share)
     assert theirs["ndcg_at_10"] == pytest.approx(share / np.log2(3))
     ranker = encoder_ranker(run.make_encoder, run.dataset, run.split.test, mesh=run.mesh)
-    hits = (ranker(stages.trained_encoder(run)) <= 10).astype(float)
+    hits = (ranker(trained.encoder(run)) <= 10).astype(float)
     assert ours["recall_at_10"] == pytest.approx(hits.mean())
     apart = hits - (np.arange(USERS) % 3 == 0)
     wanted = [apart.mean(), apart.std() / USERS**0.5]

@@ -12,7 +12,7 @@ import pytest
 import serving_made
 from flax import nnx
 
-from user_llm import cli, stages
+from user_llm import cli, trained
 from user_llm.data import unseen
 from user_llm.data.features import KNOWN
 from user_llm.inference.catalog import Catalog, beam_search
@@ -58,9 +58,9 @@ class Truth:
     """What the run answers, without all that serving adds to it."""
 
     def __init__(self, run):
-        self.run, params = run, stages.trained_system(run)
+        self.run, params = run, trained.system(run)
         make_model = run.make_model(run.systems["user_llm"])
-        self.memories = stages.memories(run)
+        self.memories = trained.memories(run)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
         self.generator = Generator(nnx.merge(graphdef, params).decoder)
 
@@ -181,7 +181,7 @@ def test_recommendations_are_those_of_the_search(server, told, truth, made):
 
 def test_vectors_are_those_of_the_encoder(client, told, made):
     run = made[0]
-    encoder = stages.trained_system(run)["streams"]["timeline"]["encoder"]
+    encoder = trained.system(run)["streams"]["timeline"]["encoder"]
     recommender = Recommender(run.dataset, run.make_encoder, encoder, mesh=run.mesh)
     found = client.embeddings.create(model="tiny", input=[*told])
     wanted = recommender.embed([*told.values()])

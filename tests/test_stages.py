@@ -26,8 +26,8 @@ from user_llm.data.features import KNOWN
 from user_llm.data.tasks import NextItem
 from user_llm.evaluation import report
 from user_llm.evaluation.evaluate import evaluate
-from user_llm.evaluation.next_item import seen_items
 from user_llm.evaluation.system import System
+from user_llm.inference.next_item import seen_items
 from user_llm.runs import Run
 from user_llm.training import tracking
 

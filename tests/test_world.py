@@ -9,7 +9,7 @@ import pytest
 
 from user_llm.data.world import EVENTS, GENRES, World
 from user_llm.data.world_words import MOODS
-from user_llm.evaluation.metrics import Ranking
+from user_llm.metrics import Ranking
 
 
 @pytest.fixture(scope="module")

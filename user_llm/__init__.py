@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from user_llm.runs import Run as Run
     from user_llm.stages import finetune as finetune
     from user_llm.stages import pretrain as pretrain
-    from user_llm.stages import recommender as recommender
+    from user_llm.trained import recommender as recommender
 
 HOMES = {
     "Experiment": "config",
@@ -40,7 +40,7 @@ HOMES = {
     "finetune": "stages",
     "load": "data.dataset",
     "pretrain": "stages",
-    "recommender": "stages",
+    "recommender": "trained",
 }
 __all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  -- they are lazy
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from user_llm import processes, stages
+from user_llm import processes, stages, trained
 from user_llm import sweep as sweeps
 from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
@@ -24,7 +24,7 @@ from user_llm.evaluation import (
     report,
 )
 from user_llm.evaluation import evaluate as evaluation
-from user_llm.evaluation.metrics import spread, table
+from user_llm.evaluation.rows import spread, table
 from user_llm.files import AnyPath, write_whole
 from user_llm.inference import embeddings, text_vectors, vectors
 from user_llm.inference.memories import Memories
@@ -176,7 +176,7 @@ def zoo(items: int) -> None:
 
 def predict(folder: AnyPath, events: Path, top: int, out: Path | None) -> None:
     """What a run's encoder recommends to the users of a file: JSON lines, to a file or shown."""
-    recommender = stages.recommender(Run.open(folder))
+    recommender = trained.recommender(Run.open(folder))
     data = unseen.read(recommender.dataset, events)
     users = np.arange(len(data.users))
 
@@ -220,7 +220,7 @@ def embed(
     processes.join()
     run = Run.open(folder)
     run.mesh = make_mesh(devices=jax.local_devices())  # what it makes, it makes alone
-    made = stages.memories(run) if memory else stages.recommender(run)
+    made = trained.memories(run) if memory else trained.recommender(run)
     make = made.tokens if isinstance(made, Memories) else made.states
     if data:
         stored = unseen.Stored(run.dataset, data)

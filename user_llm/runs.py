@@ -187,6 +187,11 @@ class Run:
             texts[zlib.crc32(text.encode()) < model.held_out * 2**32].append(text)
         return Texts(texts[False], texts[True])
 
+    @property
+    def held_out_texts(self) -> list[str]:
+        """What language models are judged by; where that is nothing, no text is looked at."""
+        return self.texts.held_out if self.experiment.language_model.held_out else []
+
     @cached_property
     def language_model_run(self) -> "Run | None":
         """The run whose language model this one's is.

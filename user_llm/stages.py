@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 
 from user_llm.config import DIFFERENCE, TEXT_VECTOR, StageConfig, SystemConfig
@@ -18,22 +17,20 @@ from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
 from user_llm.data.tasks import TASKS, NextItem, Task, practice
 from user_llm.data.timelines import sample
-from user_llm.evaluation.language import foreteller
-from user_llm.evaluation.metrics import Ranking
-from user_llm.evaluation.next_item import chunks, encoder_ranker
 from user_llm.files import to_path, write_atomically
 from user_llm.huggingface import import_text_encoder, load_decoder
 from user_llm.inference import event_vectors, text_vectors
-from user_llm.inference.memories import Memories
-from user_llm.inference.recommend import Recommender
+from user_llm.inference.next_item import encoder_ranker
+from user_llm.metrics import Ranking
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, differing_fields
 from user_llm.sharding import batch_sharding, replicated
 from user_llm.sources import data_path
 from user_llm.training import grow, losses
 from user_llm.training.checkpoint import Checkpoints
+from user_llm.training.language import foreteller
 from user_llm.training.loop import Stage, fit
-from user_llm.training.step import Lesson, Params, setup
+from user_llm.training.step import Lesson, Params
 
 ALIGNMENT_HISTORY = 8  # events
 KNOWN = "features.json"  # what the encoder in its folder is numbered by
@@ -126,56 +123,6 @@ def encoder(run: Run) -> Params:
     return pretrain(other)
 
 
-def trained_encoder(run: Run) -> Params:
-    """The same at its best so far; nothing is trained for it.
-
-    Raises:
-      ValueError: it has not been trained at all.
-    """
-    if other := run.experiment.encoder_from:
-        return trained_encoder(Run.open(to_path(other), run.data_dir))
-    if not (saved := Checkpoints(run.folder / "pretrain" / "checkpoints")).steps():
-        raise ValueError(
-            f"{run.folder} holds no trained encoder; train it with `user-llm pretrain CONFIG`"
-        )
-    _, abstract, _ = setup(run.make_encoder, optax.identity(), nnx.Param, run.mesh)
-    return saved.restore_params(abstract.params).state
-
-
-def trained_system(run: Run, name: str = "user_llm") -> Params:
-    """A system as fine-tuning left it at its best so far; nothing is trained for it.
-
-    Raises:
-      ValueError: it has not been fine-tuned at all.
-    """
-    if not (saved := Checkpoints(run.folder / f"finetune-{name}" / "checkpoints")).steps():
-        raise ValueError(
-            f"{run.folder} holds no fine-tuned {name}; train it with `user-llm run CONFIG`"
-        )
-    make_model = run.make_model(run.systems[name])
-    _, abstract, _ = setup(make_model, optax.identity(), nnx.Param, run.mesh)
-    return saved.restore_params(abstract.params).state
-
-
-def memories(run: Run) -> Memories:
-    """What the fine-tuned system of a run remembers, ready to be asked about any users.
-
-    Raises:
-      ValueError: it has not been fine-tuned, or its memory is not of timelines alone.
-    """
-    make_model, history = run.make_model(run.systems["user_llm"]), run.experiment.finetune.history
-    return Memories(make_model, trained_system(run), history=history, mesh=run.mesh)
-
-
-def recommender(run: Run) -> Recommender:
-    """The trained encoder of a run, ready to be asked about any users.
-
-    Raises:
-      ValueError: it has not been trained at all.
-    """
-    return Recommender(run.dataset, run.make_encoder, trained_encoder(run), mesh=run.mesh)
-
-
 def warmup(run: Run) -> Params:
     """The decoder, taught the catalogue's and the domain's words before it meets users."""
     data, tokenizer, config = run.dataset, run.tokenizer, run.experiment.warmup
@@ -212,8 +159,9 @@ def text_validation(run: Run, make_model: Callable[..., UserLLM]):
 
     None where no text is held out.
     """
-    if (foretell := foreteller(run, make_model)) is None:
+    if not (texts := run.held_out_texts):
         return None
+    foretell = foreteller(make_model, texts, run.tokenizer, run.mesh)
 
     def validate(params: Params) -> dict[str, float]:
         return {"validation/log_likelihood": -math.log(foretell(params["decoder"])["perplexity"])}
@@ -314,7 +262,7 @@ def answer_validation(run: Run, name: str):
 
     def validate(params: Params) -> dict[str, float]:
         total, count = 0.0, 0.0
-        for rows, length in chunks(np.arange(len(source)), size):
+        for rows, length in pipeline.chunks(np.arange(len(source)), size):
             batch = source.batch(rows, rows)
             batch["weights"][length:] = 0
             sums = loss(params, jax.device_put(batch, batch_sharding(run.mesh)))

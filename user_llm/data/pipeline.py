@@ -326,3 +326,10 @@ def batches(
         yield whole(
             jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         )
+
+
+def chunks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Pieces of exactly `size`, the last one filled up with its last index; and the real length."""
+    for start in range(0, len(indices), size):
+        piece = indices[start : start + size]
+        yield np.pad(piece, (0, size - len(piece)), mode="edge"), len(piece)

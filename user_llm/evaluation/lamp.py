@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from user_llm.evaluation.metrics import Accuracy, MacroF1, RatingError, TextOverlap
+from user_llm.metrics import Accuracy, MacroF1, RatingError, TextOverlap
 
 
 def score(

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.config import EncoderConfig, MeshConfig
 from user_llm.data import movielens_shape
 from user_llm.data.dataset import Dataset
@@ -21,10 +21,10 @@ from user_llm.data.movielens_shape import Shape
 from user_llm.data.timelines import user_of
 from user_llm.evaluation import records
 from user_llm.evaluation.encoder_side import encoder_config
-from user_llm.evaluation.metrics import NDCG_DEPTH, Ranking
-from user_llm.evaluation.next_item import encoder_ranker
 from user_llm.evaluation.peers.work import Work, cores
 from user_llm.files import write_atomically
+from user_llm.inference.next_item import encoder_ranker
+from user_llm.metrics import NDCG_DEPTH, Ranking
 from user_llm.models.encoders import AutoregressiveEncoder
 from user_llm.runs import Run
 from user_llm.sharding import make_mesh
@@ -74,7 +74,7 @@ def compare(run: Run, python: str, *, epochs: int = 100) -> Figures:
     if repeats(data, split.test):
         raise ValueError("RecTools never recommends what a user has seen; some tests ask for it")
     ranker = encoder_ranker(run.make_encoder, data, split.test, mesh=run.mesh)
-    params, recommender = stages.trained_encoder(run), stages.recommender(run)
+    params, recommender = trained.encoder(run), trained.recommender(run)
     ranks = ranker(params)
     ours = {
         "system": "user_llm",

@@ -6,8 +6,9 @@ from statistics import median
 from typing import Any
 
 from user_llm.data.lamp import KINDS
-from user_llm.evaluation import charts, metrics
+from user_llm.evaluation import charts
 from user_llm.evaluation.charts import Number
+from user_llm.evaluation.rows import BOUNDS, best, columns, is_error
 from user_llm.files import AnyPath, entries, write_atomically
 from user_llm.training import tracking
 from user_llm.training.goodput import told
@@ -178,18 +179,18 @@ def results(
     """
     if not any(row["metrics"] for row in rows):
         return None
-    groups = metrics.columns(rows)
+    groups = columns(rows)
     baseline = next((row["metrics"] for row in rows if row["system"] == BASELINE), {})
-    top = {key: metrics.best(rows, key) for keys in groups.values() for key in keys}
+    top = {key: best(rows, key) for keys in groups.values() for key in keys}
 
     def cell(row: Mapping[str, Any], key: str) -> dict[str, Any] | None:
         if (value := row["metrics"].get(key)) is None:
             return None
         compared = row["system"] != BASELINE and baseline.get(key, 0) > 0
-        compared &= not metrics.is_error(key)
+        compared &= not is_error(key)
         return {
             "value": value,
-            "best": value == top[key] and row["system"] not in metrics.BOUNDS,
+            "best": value == top[key] and row["system"] not in BOUNDS,
             "gain": gain(value, baseline[key]) if compared else "",
             "spread": (deviations or {}).get(row["system"], {}).get(key),
         }

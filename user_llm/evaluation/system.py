@@ -14,10 +14,10 @@ from user_llm import stages
 from user_llm.data.features import KNOWN
 from user_llm.data.pipeline import Asking, Examples
 from user_llm.data.tasks import NextItem, Task
-from user_llm.evaluation.next_item import chunks, seen_items
 from user_llm.inference.buckets import row_length
 from user_llm.inference.catalog import Catalog, beam_search
 from user_llm.inference.generate import Generator
+from user_llm.inference.next_item import chunks, seen_items
 from user_llm.models.layers import Memory
 from user_llm.runs import Run
 from user_llm.training.step import Params

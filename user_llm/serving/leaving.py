@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.config import DecoderConfig, LoRAConfig, SystemConfig
 from user_llm.data import frame, unseen
 from user_llm.data.dataset import Dataset
@@ -89,7 +89,7 @@ class Leaving:
           ValueError: as `system`, or it has not been fine-tuned.
         """
         run, system = self.run, self.system
-        params = stages.trained_system(run, self.name)
+        params = trained.system(run, self.name)
         if system.lora.rank and not self.adapter:
             params = {**params, "decoder": merged(params["decoder"], system.lora)}
             system = system.model_copy(update={"strategy": "full", "lora": LoRAConfig()})

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from user_llm import stages
+from user_llm import trained
 from user_llm.data.dataset import Dataset
 from user_llm.inference import embeddings
 from user_llm.inference.vectors import fingerprint
@@ -37,7 +37,7 @@ def write(leaving: Leaving, folder: Path) -> None:
     """
     if leaving.name != "user_llm":
         raise ValueError(f"{FORMAT} are of the run's encoder; leave --system {leaving.name} out")
-    made, users = stages.recommender(leaving.run), leaving.users
+    made, users = trained.recommender(leaving.run), leaving.users
     told = {
         "model": fingerprint(made.params),
         "dimension": made.width,

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from user_llm.evaluation.next_item import chunks
-from user_llm.runs import Run
+from user_llm.data.pipeline import chunks
+from user_llm.data.text import Tokenizer
 from user_llm.sharding import batch_sharding
 from user_llm.training import losses
 
@@ -19,17 +20,14 @@ ROWS = 32  # at a time
 
 
 def foreteller(
-    run: Run, make_model: Callable[..., Any]
-) -> Callable[[dict], dict[str, float]] | None:
-    """A function of the parameters of a model's decoder: its figures on the held-out texts.
+    make_model: Callable[..., Any], texts: Sequence[str], tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[dict], dict[str, float]]:
+    """A function of the parameters of a model's decoder: its figures on these texts.
 
-    `perplexity` is by token, and so by tokenizer; `bits_per_byte` compares all. None where no text
-    is held out.
+    `perplexity` is by token, and so by tokenizer; `bits_per_byte` compares all.
     """
-    if not run.experiment.language_model.held_out or not (texts := run.texts.held_out):
-        return None
-    encoded = run.tokenizer.prompts(texts)
-    tokens, weights = rows([[*ids, run.tokenizer.eos] for ids in encoded])
+    encoded = tokenizer.prompts(texts)
+    tokens, weights = rows([[*ids, tokenizer.eos] for ids in encoded])
     size = sum(len(text.encode()) for text in texts)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)).decoder))
 
@@ -42,11 +40,11 @@ def foreteller(
 
     def foretell(params: dict) -> dict[str, float]:
         total = 0.0
-        with jax.set_mesh(run.mesh):
+        with jax.set_mesh(mesh):
             for piece, length in chunks(np.arange(len(tokens)), ROWS):
                 there = np.arange(ROWS) < length
                 given = tokens[piece], weights[piece] * there[:, None]
-                total += float(loss(params, *jax.device_put(given, batch_sharding(run.mesh))))
+                total += float(loss(params, *jax.device_put(given, batch_sharding(mesh))))
         nats = total / weights[:, 1:].sum()
         return {"perplexity": math.exp(nats), "bits_per_byte": total / math.log(2) / size}
 

@@ -1,6 +1,6 @@
 """How well an encoder's own head, or popularity, ranks the next item over the whole catalogue."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from user_llm.data.dataset import Dataset
 from user_llm.data.features import KNOWN
-from user_llm.data.pipeline import PackedTimelines
+from user_llm.data.pipeline import PackedTimelines, chunks
 from user_llm.data.timelines import histories, pack, user_of
 from user_llm.inference.buckets import bucket
 from user_llm.inference.retrieval import TILE, rank
@@ -19,13 +19,6 @@ from user_llm.processes import host
 from user_llm.sharding import batch_sharding
 
 USERS = 512  # that are ranked at a time
-
-
-def chunks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of exactly `size`, the last one filled up with its last index; and the real length."""
-    for start in range(0, len(indices), size):
-        piece = indices[start : start + size]
-        yield np.pad(piece, (0, size - len(piece)), mode="edge"), len(piece)
 
 
 def seen_items(dataset: Dataset, targets: Int[np.ndarray, " B"]) -> Bool[np.ndarray, "B V"]:

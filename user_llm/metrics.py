@@ -1,35 +1,22 @@
-"""How good answers are: metrics as monoids, ranks out of scores, and the table of a terminal.
+"""How good answers are: metrics as monoids.
 
 A metric holds exact sums over the answers seen so far, counts or fractions: merging is exact in any
 order and grouping, and a mean is taken once, by `compute`, never of means.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 NDCG_DEPTH = 10
 RECALL_DEPTHS = (1, 5, NDCG_DEPTH)
 BLEU_ORDERS = 4  # n-grams of up to four tokens, as in the paper
-MISSING = "–"
-# Of which less is better.
-ERRORS = {
-    "mae",
-    "rmse",
-    "expected_mae",
-    "expected_rmse",
-    "perplexity",
-    "bits_per_byte",
-    "gflop",
-    "prompt_tokens",
-}
-BOUNDS = {"oracle"}  # knows what no system can: shown, but no contender
 
 M = TypeVar("M", bound="Metric")
 
@@ -217,99 +204,6 @@ class TextOverlap(Metric):
             "rouge_l": float(self.rouge_l / self.count),
             "bleu": corpus.score,
         }
-
-
-def rank_of_target(
-    scores: Float[np.ndarray, "B V"],
-    target: Int[np.ndarray, " B"],
-    excluded: Bool[np.ndarray, "B V"],
-) -> Int[np.ndarray, " B"]:
-    """The rank of each row's target, from 1, among the items that are not excluded.
-
-    Ties count against the target: it stands behind every other candidate that it does not strictly
-    beat, so a model that scores all items alike ranks last, and a NaN never helps. The target
-    itself is a candidate even where it is excluded.
-    """
-    own = np.take_along_axis(scores, target[:, None], axis=1)  # [B, 1]
-    ahead = ~(scores < own) & ~excluded  # [B, V]
-    np.put_along_axis(ahead, target[:, None], False, axis=1)
-    return 1 + ahead.sum(axis=1)
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The metric keys of all rows in order of appearance, grouped by task (`test/next_item`)."""
-    groups: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row["metrics"]):
-        groups.setdefault(key.rpartition("/")[0], []).append(key)
-    return groups
-
-
-def best(rows: Sequence[Mapping[str, Any]], key: str) -> int | float | None:
-    """The best value that any contender reaches; None where none has one."""
-    found = [r["metrics"][key] for r in rows if key in r["metrics"] and r["system"] not in BOUNDS]
-    return (min if is_error(key) else max)(found, default=None)
-
-
-def is_error(key: str) -> bool:
-    """Whether less of that metric is better."""
-    return key.rpartition("/")[2] in ERRORS
-
-
-def spread(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict], list[dict]]:
-    """The rows of runs that differ in their seed as one: the means, and the standard deviations.
-
-    The deviation is that of a sample (n - 1).
-    """
-    means, deviations = [], []
-    for rows in zip(*runs, strict=True):
-        values = {k: [row["metrics"][k] for row in rows] for k in rows[0]["metrics"]}
-        system = rows[0]["system"]
-        means.append(
-            {"system": system, "metrics": {k: float(np.mean(v)) for k, v in values.items()}}
-        )
-        told = {k: float(np.std(v, ddof=1)) for k, v in values.items()}
-        deviations.append({"system": system, "metrics": told})
-    return means, deviations
-
-
-def table(
-    rows: Sequence[Mapping[str, Any]], deviations: Sequence[Mapping[str, Any]] | None = None
-) -> str:
-    """The systems' results as plain text, a line per system, the best of each column marked `*`.
-
-    Args:
-      rows: `{"system": name, "metrics": {"test/next_item/recall_at_10": 0.29, ...}}` each.
-      deviations: the same, of what is to stand behind each value with a `±`.
-    """
-    groups = columns(rows)
-    names = ["system", *(row["system"] for row in rows)]
-    blocks = [["", *(name.ljust(max(map(len, names))) for name in names)]]
-    for group, keys in groups.items():
-        cells = [[_column(rows, key, deviations)[i] for key in keys] for i in range(len(rows) + 1)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-        width = max(len(group), len(lines[0]))
-        blocks.append([group.center(width), *(line.rjust(width) for line in lines)])
-    blocks[0][0] = " " * len(blocks[0][1])
-    lines = [" │ ".join(parts).rstrip() for parts in zip(*blocks, strict=True)]
-    rule = "─┼─".join("─" * len(block[0]) for block in blocks)
-    return "\n".join([*lines[:2], rule, *lines[2:]])
-
-
-def _column(
-    rows: Sequence[Mapping[str, Any]], key: str, deviations: Sequence[Mapping[str, Any]] | None
-) -> list[str]:
-    """A metric's heading and its value for every row, as text."""
-    top = best(rows, key)
-    heading = key.rpartition("/")[2].replace("_at_", "@") + " "
-
-    def cell(row: Mapping[str, Any], apart: Mapping[str, Any] | None) -> str:
-        if (value := row["metrics"].get(key)) is None:
-            return MISSING + " "
-        told = f"{value:.3f}" + (f" ±{apart['metrics'][key]:.3f}" if apart else "")
-        return told + ("*" if value == top and row["system"] not in BOUNDS else " ")
-
-    return [heading, *map(cell, rows, deviations or [None] * len(rows))]
 
 
 @cache
