@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from user_llm.data.builders import build
-from user_llm.data.dataset import fingerprint, load
+from user_llm.data.dataset import load
+from user_llm.data.records import fingerprint
 from user_llm.data.world import World
 
 EXPECTED = {  # of each user: movie, rating, timestamp, by time and then by line

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from user_llm.data.builders import build
-from user_llm.data.dataset import fingerprint, load
+from user_llm.data.dataset import load
+from user_llm.data.records import fingerprint
 from user_llm.data.world import World
 
 

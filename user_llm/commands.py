@@ -15,7 +15,8 @@ from user_llm import processes, stages, trained
 from user_llm import sweep as sweeps
 from user_llm.config import DataConfig, Experiment, Sweep
 from user_llm.data import builders, inspect, lamp, lamp_made, unseen
-from user_llm.data.dataset import fingerprint, load
+from user_llm.data.dataset import load
+from user_llm.data.records import fingerprint
 from user_llm.evaluation import (
     comparison,
     inference_benchmark,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from user_llm.config import EVENT_TIME, QUERY_TIME, TEXT_VECTOR, FeatureConfig
+from user_llm.data import records
 from user_llm.data.features import KNOWN, Text, Time, Vocabulary
+from user_llm.data.records import plain
 from user_llm.data.schema import TimelineSchema
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -210,16 +209,14 @@ def load(
       ValueError: no data set there, fewer records than were built, more damaged ones than may be,
         an unknown feature, or a `min_count` that leaves nothing.
     """
-    if not (folder / "counts.json").is_file():
-        raise ValueError(f"{folder} holds no built data set; build one there first")
+    counts = records.counts(folder)
     schema = TimelineSchema.model_validate_json((folder / "schema.json").read_text())
     schema = schema.select(features)
-    counts = json.loads((folder / "counts.json").read_text())
-    timelines = _records(folder, "timelines", counts["users"], damaged)
+    timelines = records.read(folder, "timelines", counts["users"], damaged)
     events = sum(len(one["timestamp"]) for one in timelines)
     if len(timelines) == counts["users"] and events != counts["events"]:
         raise ValueError(f"{folder} has {events} events, not {counts['events']}; rebuild it")
-    users, lengths, columns = columns_of(timelines[: first_users or None])
+    users, lengths, columns = records.columns_of(timelines[: first_users or None])
     user = np.repeat(np.arange(len(users)), lengths)
     if min_count:
         user, columns = _frequent(user, columns, min_count)
@@ -232,7 +229,7 @@ def load(
     encoded = encode_events(schema, vocabularies, columns, offsets)
     if clock:
         encoded |= clock_columns(columns["timestamp"], offsets)
-    described = _records(folder, "items", counts["items"])
+    described = records.read(folder, "items", counts["items"])
     items, of_items = _items(described, schema, vocabularies[schema.item])
     return Dataset(
         schema=schema,
@@ -295,88 +292,6 @@ def clock_columns(
     return {EVENT_TIME: own.astype(np.int32), QUERY_TIME: following.astype(np.int32)}
 
 
-def fingerprint(folder: Path) -> str:
-    """The SHA-256 of a built data set's files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def count(folder: Path) -> int:
-    """The records that a folder's files really hold; TFDS only repeats what it meant to write.
-
-    Raises:
-      ValueError: a file is cut off or damaged.
-    """
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        return len(ArrayRecordDataSource(sorted(folder.glob("*.array_record-*"))))
-    except RuntimeError as error:
-        raise ValueError(f"the records in {folder} are damaged; rebuild them: {error}") from error
-
-
-def records(folder: Path, config: str, expected: int) -> Any:
-    """The records of a built data set on disk, `timelines` or `items`: dicts by number.
-
-    Raises:
-      ValueError: there are not as many as expected, or their files are damaged.
-    """
-    import tensorflow_datasets as tfds
-
-    (info,) = folder.glob(f"*/{config}/*/dataset_info.json")
-    written = count(info.parent)
-    if written != expected:
-        raise ValueError(f"{folder} has {written} {config}, not {expected}; rebuild it")
-    builder = tfds.builder_from_directory(info.parent)
-    return builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
-
-
-def columns_of(
-    timelines: Sequence[dict[str, Any]],
-) -> tuple[list[str], Int[np.ndarray, " users"], dict[str, np.ndarray]]:
-    """Users, how many events each has, and all events by column, from timelines' records."""
-    users = [_text(one["user"]) for one in timelines]
-    lengths = np.array([len(one["timestamp"]) for one in timelines], np.int64)
-    names = [name for name in timelines[0] if name != "user"] if timelines else []
-    return users, lengths, {name: _joined([t[name] for t in timelines]) for name in names}
-
-
-def _records(
-    folder: Path, config: str, expected: int, damaged: float = 0.0
-) -> list[dict[str, Any]]:
-    source = records(folder, config, expected)
-    try:
-        return source.__getitems__(range(expected))
-    except RuntimeError:  # array_record checks every chunk that it reads
-        return _readable(source, expected, damaged, f"the {config} of {folder}")
-
-
-def _readable(source: Any, expected: int, damaged: float, what: str) -> list[dict[str, Any]]:
-    """The records of a source that are not damaged, read one by one."""
-    found, lost = [], 0
-    for place in range(expected):
-        try:
-            found.append(source[place])
-        except RuntimeError as error:
-            lost += 1
-            if lost > damaged * expected:
-                raise ValueError(f"{what} are damaged; rebuild it: {error}") from error
-    logger.warning("%d of %d of %s are DAMAGED and left out; rebuild it", lost, expected, what)
-    return found
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    column = np.concatenate(parts)
-    return column if column.dtype != object else np.array([_text(v) for v in column], object)
-
-
-def _text(value: bytes) -> str:
-    return value.decode()
-
-
 def _frequent(
     user: np.ndarray, columns: dict[str, np.ndarray], min_count: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -388,15 +303,15 @@ def _frequent(
 
 
 def _items(
-    records: list[dict[str, Any]], schema: TimelineSchema, vocabulary: Vocabulary
+    described: list[dict[str, Any]], schema: TimelineSchema, vocabulary: Vocabulary
 ) -> tuple[Items, dict[str, Vocabulary]]:
     """The rows of the items that occur in events, and the vocabularies of their features."""
-    ids = schema[schema.item].encode([_text(r["item"]) for r in records], vocabulary)
-    rows = dict(zip(ids.tolist(), records, strict=True))
+    ids = schema[schema.item].encode([r["item"].decode() for r in described], vocabulary)
+    rows = dict(zip(ids.tolist(), described, strict=True))
     known = [rows[KNOWN + i] for i in range(len(vocabulary.values))]
     vocabularies, features = {}, {}
     for feature in schema.of("item"):
-        values = [_raw(r[feature.column]) for r in known]
+        values = [plain(r[feature.column]) for r in known]
         vocabularies[feature.name] = feature.fit(values)
         encoded = feature.encode(values, vocabularies[feature.name])
         blank = np.zeros((KNOWN, *encoded.shape[1:]), encoded.dtype)
@@ -404,16 +319,9 @@ def _items(
     blank = ("",) * KNOWN
     items = Items(
         ids=blank + tuple(str(v) for v in vocabulary.values),
-        titles=blank + tuple(_text(r["title"]) for r in known),
-        genres=((),) * KNOWN + tuple(tuple(_raw(r["genres"])) for r in known),
-        texts=blank + tuple(_text(r["text"]) for r in known),
+        titles=blank + tuple(r["title"].decode() for r in known),
+        genres=((),) * KNOWN + tuple(tuple(plain(r["genres"])) for r in known),
+        texts=blank + tuple(r["text"].decode() for r in known),
         features=features,
     )
     return items, vocabularies
-
-
-def _raw(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return _text(value)
-    strings = isinstance(value, np.ndarray) and value.dtype.kind == "O"
-    return [_text(v) for v in value] if strings else value

@@ -1,13 +1,13 @@
 """What a built data set holds, for people to read."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from user_llm.data.dataset import Dataset, fingerprint, load
+from user_llm.data.dataset import Dataset, load
 from user_llm.data.features import KNOWN
+from user_llm.data.records import counts, fingerprint
 
 BAR = 40  # characters of the longest bar
 SHOWN = 8  # events of the example
@@ -20,7 +20,7 @@ def describe(folder: Path) -> str:
       ValueError: no data set was built there.
     """
     data = load(folder)
-    remarks = json.loads((folder / "counts.json").read_text())["remarks"]
+    remarks = counts(folder)["remarks"]
     lengths = np.diff(data.offsets)
     vocabulary = [f"  {f.name}: {f.kind} of size {f.size}" for f in data.inputs]
     span, items = f"{lengths.min()} to {lengths.max()}", len(data.items.ids) - KNOWN

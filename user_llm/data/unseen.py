@@ -1,6 +1,5 @@
 """Timelines that no data set holds, encoded exactly as one encodes its own."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from user_llm.config import EVENT_TIME, TEXT_VECTOR
-from user_llm.data import tables
-from user_llm.data.dataset import Dataset, clock_columns, columns_of, encode_events, records
+from user_llm.data import records, tables
+from user_llm.data.dataset import Dataset, clock_columns, encode_events
 from user_llm.data.features import missing
 
 Event = Mapping[str, Any]  # a raw one by column: its item, its timestamp, what features read
@@ -78,11 +77,9 @@ class Stored:
     """
 
     def __init__(self, dataset: Dataset, folder: Path):
-        if not (folder / "counts.json").is_file():
-            raise ValueError(f"{folder} holds no built data set; build one there first")
+        self._users = records.counts(folder)["users"]
         self.dataset, self.folder = dataset, folder
-        self._users = json.loads((folder / "counts.json").read_text())["users"]
-        self._records = records(folder, "timelines", self._users)
+        self._records = records.opened(folder, "timelines", self._users)
         schema = dataset.schema
         read = {feature.column for feature in (schema[schema.item], *schema.of("event"))}
         if self._users and (lacking := read - set(self._records[0])):
@@ -104,7 +101,7 @@ class Stored:
             part = self._records.__getitems__(range(first, last))
         except RuntimeError as error:
             raise ValueError(f"{self.folder} is damaged; rebuild it: {error}") from error
-        names, lengths, columns = columns_of(part)
+        names, lengths, columns = records.columns_of(part)
         user = np.repeat(np.arange(len(names)), lengths)
         return _grouped(self.dataset, tuple(names), user, columns, None)
 

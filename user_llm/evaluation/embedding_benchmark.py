@@ -22,6 +22,7 @@ import numpy as np
 from user_llm import stages
 from user_llm.config import DataConfig, EncoderConfig, Experiment, PretrainConfig
 from user_llm.data.builders import build
+from user_llm.data.records import counts
 from user_llm.evaluation import records
 from user_llm.evaluation.peers import work
 from user_llm.files import write_atomically
@@ -62,7 +63,7 @@ def benchmark(folder: Path, *, users: int = 1_000_000, kills: int = 3) -> dict[s
     run = Run(EXPERIMENT, folder / "run", folder / "datasets")
     stages.pretrain(run)
     crowd = build("crowd", source=None, data_dir=run.data_dir, users=users)
-    events = json.loads((crowd / "counts.json").read_text())["events"]
+    events = counts(crowd)["events"]
 
     def embed(name: str, **kill: Any) -> list[Sample]:
         return watch([str(run.folder), str(crowd)], folder / name, **kill)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
-from user_llm.data.dataset import count
+from user_llm.data.records import count
 from user_llm.data.schema import TimelineSchema
 
 if TYPE_CHECKING:  # it imports Apache Beam, which most environments lack
