@@ -91,6 +91,15 @@ VARIANTS: dict[str, SystemConfig] = {
     "pplug_bm25": PERSONA.model_copy(update={"persona": OURS} | WORDS["bm25"]),
     "pplug_timeline": BOTH,
 }
+OPTIM = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+# The rows by name: those of several seeds, and some of them that learn longer.
+CHIEF: dict[str, SystemConfig] = {
+    **{row: PLAIN.model_copy(update=words) for row, words in WORDS.items()},
+    **{row: PERSONA.model_copy(update={"persona": own}) for row, own in PERSONAS.items()},
+    "timeline": TIMELINE,
+    "pplug_whole": WHOLE,
+}
+LONGER_ROWS = {f"{row}_longer": CHIEF[row] for row in ("no_profile", "pplug", "pplug_mean")}
 
 
 def table(
@@ -110,11 +119,10 @@ def table(
     users: int = 0,
 ) -> Iterator[Experiment]:
     """All rows of one data set; those that others begin with come before them."""
-    optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
     finetune = FinetuneConfig(
         steps=taught,
         batch_size=16,
-        optim=optim,
+        optim=OPTIM,
         tasks={task: 1.0},
         history=32,
         max_tokens=tokens[0],
@@ -129,7 +137,7 @@ def table(
         name=f"{name}_encoder",
         data=data,
         encoder=encoder,
-        pretrain=PretrainConfig(steps=pretrained, batch_size=32, optim=optim, validate_every=50),
+        pretrain=PretrainConfig(steps=pretrained, batch_size=32, optim=OPTIM, validate_every=50),
     )
     yield reader
     shared = {"data": data, "encoder": encoder, "pretrain": PretrainConfig(steps=0)}
@@ -144,25 +152,15 @@ def table(
             evaluation=judged,
             **shared,
         )
-    rows = {row: PLAIN.model_copy(update=words) for row, words in WORDS.items()}
-    rows |= {row: PERSONA.model_copy(update={"persona": own}) for row, own in PERSONAS.items()}
-    rows |= {"timeline": TIMELINE, "pplug_whole": WHOLE}
-    chief = list(rows)
-    if variants:
-        longer = {f"{row}_longer": rows[row] for row in ("no_profile", "pplug", "pplug_mean")}
-        rows |= VARIANTS | longer
+    rows = CHIEF | (VARIANTS | LONGER_ROWS if variants else {})
     for seed in range(seeds):
         lent = LanguageModelConfig(
             from_run=f"{runs}/{name}_taught/seed-{seed}", from_stage="finetune"
         )
         for row, system in rows.items():
-            if seed and row not in chief:
+            if seed and row not in CHIEF:
                 continue
             remembers = bool(system.streams)
-            frozen = system.strategy == "encoder"
-            asked = LONGER if row.endswith("_longer") else steps
-            rates = {"learning_rate": 3e-3 if frozen else 3e-4}  # of what is new, and of words
-            rates["encoder_rate"] = 1e-4 / rates["learning_rate"]  # the paper's for its encoder
             yield Experiment(
                 name=f"{name}_{row}",
                 seed=seed,
@@ -171,19 +169,26 @@ def table(
                 if "timeline" in system.streams
                 else "",
                 system=system,
-                finetune=finetune.model_copy(
-                    update={
-                        "steps": asked,
-                        "validate_every": asked // 2,
-                        "optim": optim.model_copy(update=rates),
-                        "drop_history": 0.5 if remembers else 0.0,
-                    }
-                ),
+                finetune=learning(finetune, system, LONGER if row in LONGER_ROWS else steps),
                 evaluation=judged.model_copy(
                     update={"baselines": ("shuffled_memory",) if remembers else ()}
                 ),
                 **shared,
             )
+
+
+def learning(taught: FinetuneConfig, system: SystemConfig, steps: int) -> FinetuneConfig:
+    """How a row learns, that begins with what was `taught`."""
+    # What is new beside a frozen decoder learns faster than a decoder does.
+    rate = 3e-3 if system.strategy == "encoder" else 3e-4
+    rates = {"learning_rate": rate, "encoder_rate": 1e-4 / rate}  # the paper's for its encoder
+    changed = {
+        "steps": steps,
+        "validate_every": steps // 2,
+        "optim": OPTIM.model_copy(update=rates),
+        "drop_history": 0.5 if system.streams else 0.0,
+    }
+    return taught.model_copy(update=changed)
 
 
 def sweep() -> Sweep:

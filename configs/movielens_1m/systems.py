@@ -110,8 +110,9 @@ def told(name: str, parts: dict[str, Any] | None = None, **how: Any) -> Experime
     return system(name, TOLD.model_copy(update=parts), align=0, **how)
 
 
-def sweep() -> Sweep:
-    main = [
+def main() -> list[Experiment]:
+    """The chief systems, each controlled by the memory of somebody else."""
+    rows = [
         reading("item_tokens", ITEMS),
         reading("perceiver_200", ITEMS | {"perceiver": LATENTS}, history=200),
         reading("cross_attention"),
@@ -119,45 +120,63 @@ def sweep() -> Sweep:
         told("text_10", {"text_history": 10}),
         told("text_50", {"text_history": 50}),
     ]
-    control = {"evaluation": main[0].evaluation.model_copy(update={"baselines": CONTROL})}
-    seeds = [
-        one.model_copy(update=control | {"seed": seed}) for seed in range(SEEDS) for one in main
-    ]
-    longer = [  # what is cheap, towards the time that `text_50` takes
+    return [controlled(one, seed) for seed in range(SEEDS) for one in rows]
+
+
+def controlled(one: Experiment, seed: int = 0) -> Experiment:
+    judged = one.evaluation.model_copy(update={"baselines": CONTROL})
+    return one.model_copy(update={"evaluation": judged, "seed": seed})
+
+
+def longer() -> list[Experiment]:
+    """What is cheap, towards the time that `text_50` takes."""
+    return [
         reading("cross_attention_longer", align=1000, steps=2000),
         told("text_10_longer", {"text_history": 10}, steps=1000),
         reading("item_tokens_longer", ITEMS, steps=2000),
         reading("item_tokens_unaligned", ITEMS, align=0),
     ]
-    words = [
+
+
+def words() -> list[Experiment]:
+    return [
         told("text_summary", {"text_summary": True}),
         told("text_200", {"text_history": 200}, history=200),
         # Beside `item_tokens_unaligned`: aligned with its text it would take an hour and more.
         reading("item_tokens_text_10", ITEMS | {"text_history": 10}, align=0),
         reading("text_10_item_tokens", ITEMS | {"text_history": 10, "fusion": "none"}),
     ]
-    latents = [
-        *(
-            reading(
-                f"latents_{n}", ITEMS | {"perceiver": LATENTS.model_copy(update={"latents": n})}
-            )
-            for n in (1, 4, 16, 64)
-        ),
+
+
+def latents() -> list[Experiment]:
+    sizes = {n: LATENTS.model_copy(update={"latents": n}) for n in (1, 4, 16, 64)}
+    return [
+        *(reading(f"latents_{n}", ITEMS | {"perceiver": own}) for n, own in sizes.items()),
         reading("soft_prompt", ITEMS | {"fusion": "soft_prompt", "perceiver": LATENTS}),
     ]
-    histories = [
+
+
+def histories() -> list[Experiment]:
+    return [
         *(reading(f"history_{n}", ITEMS, history=n) for n in (25, 100)),
-        reading("history_200", ITEMS, history=200).model_copy(update=control),
+        controlled(reading("history_200", ITEMS, history=200)),
     ]
+
+
+def encoders() -> list[Experiment]:
+    """Beside `item_tokens_unaligned`, for the states of these point at no item's vector."""
     untrained = encoder().model_copy(update={"pretrain": PretrainConfig(steps=0)})
     others = [encoder("dual"), encoder("bert4rec", gated=False)]
-    encoders = [  # beside `item_tokens_unaligned`: their states point at no item's vector
+    return [
         *others,
         *(reading(f"read_{one.encoder.kind}", ITEMS, read=one, align=0) for one in others),
         reading("read_untrained", ITEMS, read=untrained),
     ]
+
+
+def strategies() -> list[Experiment]:
     once, grouped = (EACH.model_copy(update=x) for x in ({"every": 5}, {"kv_heads": 2}))
-    strategies = [
+    return [
         reading("train_encoder", ITEMS | {"strategy": "encoder"}),
         reading("train_lora", ITEMS | {"strategy": "lora", "lora": LoRAConfig(rank=8)}),
         reading("train_projection", ITEMS | {"strategy": "projection"}),
@@ -165,60 +184,56 @@ def sweep() -> Sweep:
         reading("cross_attention_once", ITEMS | {"cross_attention": once}),
         reading("cross_attention_grouped", ITEMS | {"cross_attention": grouped}),
     ]
-    return Sweep(
-        experiments=(
-            encoder(),
-            *seeds,
-            *longer,
-            *words,
-            *latents,
-            *histories,
-            *encoders,
-            *strategies,
-        ),
-        figures=(
-            FigureConfig(
-                title="Longer histories",
-                against="finetune.history",
-                lines={"memory": "item_tokens history_*"},
-                label="events",
-            ),
-            FigureConfig(
-                title="Fewer tokens of memory",
-                against="system.perceiver.latents",
-                lines={"cross-attention": "latents_*", "soft prompt": "soft_prompt"},
-                label="latents",
-                scale="log",
-            ),
-            FigureConfig(
-                title="What an answer costs",
-                against="cost/gflop",
-                lines={
-                    "memory": "item_tokens history_200 latents_* perceiver_200",
-                    "memory, names spelled": "cross_attention",
-                    "text": "text_10 text_50 text_200",
-                    "text, items as tokens": "text_10_item_tokens",
-                    "summary": "text_summary",
-                    "memory and text": "item_tokens_text_10",
-                    "neither": "no_context",
-                },
-                label="GFLOP to the first token",
-                scale="log",
-            ),
-            FigureConfig(
-                title="What is trained, and what is left of the language",
-                against="test/text/perplexity",
-                lines={
-                    "all": "item_tokens",
-                    "all, names spelled": "cross_attention",
-                    "all but the encoder": "train_all_but_encoder",
-                    "all but the decoder": "train_encoder",
-                    "adapters": "train_lora",
-                    "the projection": "train_projection",
-                    "all, history in words": "text_10 text_50",
-                },
-                label="perplexity of plain texts afterwards",
-                scale="log",
-            ),
-        ),
-    )
+
+
+FIGURES = (
+    FigureConfig(
+        title="Longer histories",
+        against="finetune.history",
+        lines={"memory": "item_tokens history_*"},
+        label="events",
+    ),
+    FigureConfig(
+        title="Fewer tokens of memory",
+        against="system.perceiver.latents",
+        lines={"cross-attention": "latents_*", "soft prompt": "soft_prompt"},
+        label="latents",
+        scale="log",
+    ),
+    FigureConfig(
+        title="What an answer costs",
+        against="cost/gflop",
+        lines={
+            "memory": "item_tokens history_200 latents_* perceiver_200",
+            "memory, names spelled": "cross_attention",
+            "text": "text_10 text_50 text_200",
+            "text, items as tokens": "text_10_item_tokens",
+            "summary": "text_summary",
+            "memory and text": "item_tokens_text_10",
+            "neither": "no_context",
+        },
+        label="GFLOP to the first token",
+        scale="log",
+    ),
+    FigureConfig(
+        title="What is trained, and what is left of the language",
+        against="test/text/perplexity",
+        lines={
+            "all": "item_tokens",
+            "all, names spelled": "cross_attention",
+            "all but the encoder": "train_all_but_encoder",
+            "all but the decoder": "train_encoder",
+            "adapters": "train_lora",
+            "the projection": "train_projection",
+            "all, history in words": "text_10 text_50",
+        },
+        label="perplexity of plain texts afterwards",
+        scale="log",
+    ),
+)
+
+
+def sweep() -> Sweep:
+    groups = (main(), longer(), words(), latents(), histories(), encoders(), strategies())
+    experiments = (encoder(), *(one for group in groups for one in group))
+    return Sweep(experiments=experiments, figures=FIGURES)
