@@ -147,19 +147,12 @@ def save_decoder(
             f"not to be expected {sorted(theirs.keys() - wanted.keys())}"
         )
     _refuse_unsaid(folder, config)
-    files = [{}]
-    for name, pattern in theirs.items():
-        x, keys = ours[name], places_of(pattern, ours[name])
-        for layer, key in enumerate(keys):
-            held = sum(size for *_, size in files[-1].values())
-            if held and held + x.nbytes // len(keys) > shard_bytes:
-                files.append({})
-            files[-1][key] = (name, layer, x.nbytes // len(keys))
 
     def tensor(name: str, layer: int, size: int) -> np.ndarray:
         x = np.asarray(ours[name][layer] if "{}" in theirs[name] else ours[name])
         return np.ascontiguousarray(x.T if turned(name) else x)
 
+    files = _divided(ours, theirs, shard_bytes)
     folder, count = Path(folder), len(files)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".unfinished-") as place:
@@ -174,19 +167,40 @@ def save_decoder(
             Path(place, INDEX).write_text(json.dumps(index, indent=2))
         said = described(config, str(ours["embed_tokens"].dtype), special)
         Path(place, CONFIG).write_text(json.dumps(said, indent=2))
-        written = {path.name for path in Path(place).iterdir()} - {CONFIG}
+        _replace(Path(place), folder)
 
-        def put(name: str) -> None:
-            Path(place, name).chmod(0o644)  # safetensors writes 0600
-            Path(place, name).replace(folder / name)
 
-        (folder / CONFIG).unlink(missing_ok=True)
-        for name in sorted(written):
-            put(name)
-        for path in (folder / SINGLE, folder / INDEX, *folder.glob(SHARDS)):
-            if path.name not in written:  # of a decoder that was there before
-                path.unlink(missing_ok=True)
-        put(CONFIG)
+def _divided(
+    ours: Mapping[str, Any], theirs: Mapping[str, str], shard_bytes: int
+) -> list[dict[str, tuple[str, int, int]]]:
+    """What each file holds: by its name there each tensor's parameter, layer and bytes."""
+    files = [{}]
+    for name, pattern in theirs.items():
+        keys = places_of(pattern, ours[name])
+        size = ours[name].nbytes // len(keys)
+        for layer, key in enumerate(keys):
+            held = sum(size for *_, size in files[-1].values())
+            if held and held + size > shard_bytes:
+                files.append({})
+            files[-1][key] = (name, layer, size)
+    return files
+
+
+def _replace(place: Path, folder: Path) -> None:
+    """Moves a decoder's files to where those of an earlier one may be; the config goes last."""
+
+    def put(name: str) -> None:
+        (place / name).chmod(0o644)  # safetensors writes 0600
+        (place / name).replace(folder / name)
+
+    written = {path.name for path in place.iterdir()} - {CONFIG}
+    (folder / CONFIG).unlink(missing_ok=True)
+    for name in sorted(written):
+        put(name)
+    for path in (folder / SINGLE, folder / INDEX, *folder.glob(SHARDS)):
+        if path.name not in written:
+            path.unlink(missing_ok=True)
+    put(CONFIG)
 
 
 def _refuse_unsaid(folder: str | Path, config: DecoderConfig) -> None:
