@@ -42,7 +42,7 @@ HOMES = {
     "pretrain": "stages",
     "recommender": "trained",
 }
-__all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  -- they are lazy
+__all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll] -- they are lazy
 
 
 def __dir__() -> list[str]:

@@ -59,8 +59,8 @@ def opened(folder: Path, config: str, expected: int) -> Any:
     written = count(info.parent)
     if written != expected:
         raise ValueError(f"{folder} has {written} {config}, not {expected}; rebuild it")
-    builder = tfds.builder_from_directory(info.parent)
-    return builder.as_data_source("train")  # pyright: ignore[reportCallIssue]
+    builder: Any = tfds.builder_from_directory(info.parent)
+    return builder.as_data_source("train")
 
 
 def read(folder: Path, config: str, expected: int, damaged: float = 0.0) -> list[dict[str, Any]]:

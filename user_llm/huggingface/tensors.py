@@ -134,7 +134,7 @@ def open_tensors(folder: Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             problems.append(f"{path.name} is missing or cut short, fetch it again ({error})")
             continue
-        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 -- no iterator
     if problems:  # what is in the others would only bury this
         raise ValueError(f"{folder} cannot be read: " + "; ".join(problems))
     return tensors

@@ -57,7 +57,8 @@ class Report(NamedTuple):
     seconds: float  # that it took to compile
     problem: str  # why it does not fit; empty where it does
     memory: Memory | None = None
-    collectives: dict[str, tuple[int, int]] = {}  # noqa: RUF012  by kind, how many and bytes
+    # By kind, how many there are and their bytes.
+    collectives: dict[str, tuple[int, int]] = {}  # noqa: RUF012 -- nobody changes it
     time: Time | None = None
     operations: float = 0.0  # of a step on each chip, by formula
 

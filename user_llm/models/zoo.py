@@ -1,6 +1,7 @@
 """The zoo: named sizes of encoders and decoders, and how many parameters they have."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -229,8 +230,9 @@ def table(items: int = 3_706) -> str:
     """Every size as every kind of encoder, with its parameters; the default is MovieLens 1M's."""
     lines = [f"{'size':22}{'kind':17}{'width':>6}{'layers':>8}{'layers hold':>13}{'items':>12}"]
     for size in SIZES:
-        for kind in ("hstu",) if "hstu" in size else ENCODERS:
-            config = encoder(size, kind)  # pyright: ignore[reportArgumentType]
+        kinds: Iterable[EncoderKind] = ("hstu",) if "hstu" in size else ENCODERS
+        for kind in kinds:
+            config = encoder(size, kind)
             tables, rest = count_parameters(config, items)
             shape = f"{config.embed:6}{config.layers:8}"
             lines.append(f"{size:22}{kind:17}{shape}{rest:13,}{tables:12,}")

@@ -21,9 +21,10 @@ class Board:
         self._file: IO[bytes] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar  # imports torch where that is installed
 
+        Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue] -- generated
         now, events = time.time(), []
         if self._file is None:
             self._folder.mkdir(exist_ok=True)

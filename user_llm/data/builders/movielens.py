@@ -150,10 +150,8 @@ def _ratings(data: bytes, layout: Layout, remarks: list[str]) -> dict[str, np.nd
         convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
     )
     forms = [r"^\d{1,18}$", r"^\d{1,18}$", r"^\d(\.\d+)?$", r"^\d{1,18}$"]
-    fits = [
-        np.asarray(pc.match_substring_regex(table[name], form))  # pyright: ignore[reportAttributeAccessIssue]
-        for name, form in zip(names, forms, strict=True)
-    ]
+    match = pc.match_substring_regex  # pyright: ignore[reportAttributeAccessIssue] -- generated
+    fits = [np.asarray(match(table[n], form)) for n, form in zip(names, forms, strict=True)]
     whole = np.all(fits, axis=0)
     strange = table.filter(pa.array(~whole))
     bad += [" ".join(row.values()) for row in strange.slice(0, 1).to_pylist()]
