@@ -20,10 +20,10 @@ from user_llm.config import (
     SystemConfig,
 )
 from user_llm.evaluation import flops, records
-from user_llm.launch import check, cost, memory, search
-from user_llm.launch.check import Report
+from user_llm.launch import check, compiled, cost, memory, search
 from user_llm.launch.cost import Time
 from user_llm.launch.hlo import Instruction, Program
+from user_llm.launch.report import Report, table
 from user_llm.launch.topology import CHIPS, parse
 from user_llm.models.zoo import decoder
 from user_llm.runs import Run
@@ -60,7 +60,7 @@ PLACE = "v5e:2x2"
 def elsewhere(tmp_path_factory):
     """Where data sets are built, and with the optimizations that a real job would have."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(check, "DATASETS", tmp_path_factory.mktemp("datasets"))
+    patch.setattr(compiled, "DATASETS", tmp_path_factory.mktemp("datasets"))
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)  # as everywhere else in the tests
@@ -79,7 +79,7 @@ def layout(request):
     patch = pytest.MonkeyPatch()
     patch.setattr(memory.Memory, "of", noted)
     experiment = SMALL.model_copy(update={"mesh": LAYOUTS[request.param]})
-    reports = list(check.check(experiment, parse(PLACE)))
+    reports = list(compiled.check(experiment, parse(PLACE)))
     patch.undo()
     return request.param, {one.stage: (one, told) for one, told in zip(reports, said, strict=True)}
 
@@ -109,7 +109,7 @@ def test_memory_by_kind_is_what_the_compiler_says_in_all(layout):
         )
         assert all(size >= 0 for size in report.memory), (stage, report.memory)
         assert report.memory.optimizer == pytest.approx(2 * report.memory.parameters, rel=0.01)
-        assert not report.problem and "fits" in check.table(report)
+        assert not report.problem and "fits" in table(report)
     tuned = found["finetune"][0]
     # The layers' inputs, kept for the way back, in bfloat16.
     rows = tuned.rows // (tuned.mesh["data"] * tuned.mesh["fsdp"])
@@ -130,7 +130,7 @@ def test_time_is_told_and_recorded(layout, tmp_path):
 
 
 def run_of(experiment, tmp_path):
-    return Run(experiment, tmp_path / "run", check.DATASETS)
+    return Run(experiment, tmp_path / "run", compiled.DATASETS)
 
 
 def test_operations_by_formula_are_those_of_the_program(tmp_path, mesh):
@@ -138,7 +138,7 @@ def test_operations_by_formula_are_those_of_the_program(tmp_path, mesh):
     whole = EXPERIMENT.language_model.architecture.model_copy(update={"remat": "none"})
     model = LanguageModelConfig(architecture=whole)
     run = run_of(EXPERIMENT.model_copy(update={"language_model": model}), tmp_path)
-    for job in check.jobs(run, mesh()):
+    for job in compiled.jobs(run, mesh()):
         rows, length = job.batch["segments"].shape
         step, state, _ = job.lesson.compose(mesh())
         with jax.set_mesh(mesh()):
@@ -198,7 +198,7 @@ def test_collectives_take_time_that_computing_does_not_hide():
 def test_a_mesh_that_does_not_fit_is_refused(mesh, told):
     experiment = SMALL.model_copy(update={"mesh": mesh})
     with pytest.raises(ValueError, match=told):
-        list(check.check(experiment, parse(PLACE)))
+        list(compiled.check(experiment, parse(PLACE)))
 
 
 def test_a_state_that_does_not_fit_is_told_with_its_largest_arrays():
@@ -213,10 +213,10 @@ def test_a_state_that_does_not_fit_is_told_with_its_largest_arrays():
             "pretrain": SMALL.pretrain.model_copy(update={"steps": 0}),
         }
     )
-    (report,) = check.check(experiment, parse(PLACE))
+    (report,) = compiled.check(experiment, parse(PLACE))
     assert "GiB of a chip's 15.75" in report.problem and report.metrics == {"fits": 0.0}
     assert "decoder.layers.mlp" in report.problem and "no mesh of 4 chips holds" in report.problem
-    assert "does NOT fit" in check.table(report)
+    assert "does NOT fit" in table(report)
 
 
 def test_a_state_that_more_splitting_would_hold_says_so():
@@ -227,7 +227,7 @@ def test_a_state_that_more_splitting_would_hold_says_so():
             "pretrain": SMALL.pretrain.model_copy(update={"steps": 0}),
         }
     )
-    (report,) = check.check(experiment, parse(PLACE))
+    (report,) = compiled.check(experiment, parse(PLACE))
     assert "--mesh.fsdp 4 leaves" in report.problem and "embed_tokens" in report.problem
 
 
@@ -241,7 +241,7 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_keeps():
             "pretrain": SMALL.pretrain.model_copy(update={"steps": 0}),
         }
     )
-    (report,) = check.check(experiment, parse(PLACE))
+    (report,) = compiled.check(experiment, parse(PLACE))
     assert "exceeds available HBM (15.75G)" in report.problem
     assert "kept of all layers" in report.problem and "[2,1,16384,256,512]" in report.problem
     assert "remat full" in report.problem and "accumulate 4096" in report.problem
@@ -286,12 +286,12 @@ def test_what_is_more_than_a_chip_holds_does_not_fit_though_it_compiles(monkeypa
     small = replace(CHIPS["v5e"], hbm=20.0 * 2**20)
     monkeypatch.setitem(CHIPS, "v5e", small)
     experiment = SMALL.model_copy(update={"finetune": FinetuneConfig(steps=0)})
-    (found,) = check.check(experiment, parse(PLACE))
+    (found,) = compiled.check(experiment, parse(PLACE))
     assert not found.problem and found.memory.total < small.hbm
     monkeypatch.setitem(CHIPS, "v5e", replace(small, hbm=found.memory.total - 1.0))
-    (found,) = check.check(experiment, parse(PLACE))
+    (found,) = compiled.check(experiment, parse(PLACE))
     assert found.problem.startswith("It takes more than a chip's 0.0")
-    assert found.rate == 0 and "does NOT fit" in check.table(found)
+    assert found.rate == 0 and "does NOT fit" in table(found)
 
 
 def report(rate, problem=""):

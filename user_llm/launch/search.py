@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any, NamedTuple, get_args
 
 from user_llm.config import Experiment, MeshConfig, Remat
-from user_llm.launch.check import Report, check
+from user_llm.launch.compiled import check
+from user_llm.launch.report import Report
 from user_llm.launch.topology import Topology
 from user_llm.models.zoo import count_decoder
 
