@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from user_llm.config import DIFFERENCE, TEXT_VECTOR, DifferenceConfig, PerceiverConfig
-from user_llm.models.differences import DifferenceStream
+from user_llm.models.streams import DifferenceStream
 
 INPUTS, WIDTH, EVENTS = 12, 10, 4
 DEP = DifferenceConfig.dep(events=EVENTS, code=7)

@@ -54,7 +54,7 @@ def batch():
 
 @jax.jit
 def run(stream, batch):
-    return stream(batch, LENGTH), stream.weights(batch)
+    return stream(batch | {"embedding_length": LENGTH}), stream.weights(batch)
 
 
 def plain(stream, batch):
@@ -153,5 +153,5 @@ def test_what_is_padding_changes_nothing(batch):
 )
 def test_gradients_reach_all_parameters(batch, config):
     assert not models_made.idle(
-        make(config), lambda stream: jnp.sin(stream(batch, LENGTH).tokens).sum()
+        make(config), lambda stream: jnp.sin(run(stream, batch)[0].tokens).sum()
     )

@@ -8,7 +8,7 @@ import pytest
 from models_made import ENCODER, FEATURES, PERCEIVER, random_batch
 
 from user_llm.models.encoders import AutoregressiveEncoder
-from user_llm.models.streams import TimelineStream, event_ages
+from user_llm.models.streams.timeline import TimelineStream, event_ages
 
 LENGTHS = (6, 1, 0, 3)
 

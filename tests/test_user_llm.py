@@ -165,7 +165,7 @@ def personal(fusion="soft_prompt", **update):
 
 @pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
 def test_a_persona_joins_a_timeline_in_the_decoders_width(fusion):
-    make, system, batch = personal(fusion)
+    make, _, batch = personal(fusion)
     model = random_model(make)
     memories = jax.jit(lambda model, batch: model.memories(batch))(model, batch)
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
@@ -173,7 +173,7 @@ def test_a_persona_joins_a_timeline_in_the_decoders_width(fusion):
     np.testing.assert_allclose(persona, memories["persona"].tokens, atol=1e-6)
     assert memory.tokens.shape == (3, PERCEIVER.latents + 3, DECODER.hidden_size)
     if fusion == "soft_prompt":
-        assert system.prefix == memory.tokens.shape[1]
+        assert model.prefix == memory.tokens.shape[1]
     table = np.asarray(model.decoder.embed_tokens[...])
     length = np.linalg.norm(table, axis=1).mean() * np.abs(model.streams["persona"].gain[...])
     np.testing.assert_allclose(np.linalg.norm(persona, axis=2), length, rtol=1e-4)
@@ -214,7 +214,7 @@ def test_differences_join_a_timeline_and_ask_for_themselves(vectors):
     batch = batch | {"events": batch["events"] | {DIFFERENCE: apart}}
     model = random_model(make)
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
-    assert memory.tokens.shape[1] == model.system.prefix == PERCEIVER.latents + 1 + own.width
+    assert memory.tokens.shape[1] == model.prefix == PERCEIVER.latents + 1 + own.width
     assert memory.mask.all()  # of who has few events, too, as in training
     bare = random_model(make)
     bare.kinds[...] = jnp.zeros_like(model.kinds[...])
@@ -275,7 +275,7 @@ def test_tokens_of_events_may_stand_in_the_prompt():
     tokens = np.array([[5, -1, -2, 9, -3, -4, 7]] * 3, np.int32)
     batch = batch | {"events": batch["events"] | {DIFFERENCE: apart}, "tokens": tokens}
     model = random_model(make)
-    assert model.system.prefix == 0
+    assert model.prefix == 0
     memory = jax.jit(lambda model, batch: model.fuse(model.memories(batch)))(model, batch)
     found = np.asarray(logits(model, batch))
     table = np.asarray(model.decoder.embed_tokens[...])

@@ -14,7 +14,6 @@ from user_llm.config.base import (
     Remat,
     Retrieval,
     Strategy,
-    Stream,
     Task,
 )
 from user_llm.config.data import (
@@ -90,7 +89,6 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "Strategy",
-    "Stream",
     "Sweep",
     "SystemConfig",
     "Task",

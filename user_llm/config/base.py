@@ -1,6 +1,6 @@
 """What every part of an experiment is, and the words that several of them share."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,8 +17,7 @@ Protocol = Literal["stable_leave_one_out", "sasrec_file", "last_ten", "by_time",
 EncoderKind = Literal["autoregressive", "hstu", "bert4rec", "dual"]
 Strategy = Literal["full", "encoder", "lora", "projection"]
 Fusion = Literal["cross_attention", "soft_prompt", "interleaved", "none"]
-Stream = Literal["timeline", "persona", "difference"]
-STREAMS = get_args(Stream)  # in the order of their memories
+STREAMS = ("timeline", "persona", "difference")  # built in, in the order of their memories
 Retrieval = Literal["recency", "random", "bm25"]
 Task = Literal[
     "next_item",

@@ -1,5 +1,6 @@
 """What is built: encoders, streams, decoders, and the system that they make together."""
 
+import re
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
@@ -14,10 +15,11 @@ from user_llm.config.base import (
     Remat,
     Retrieval,
     Strategy,
-    Stream,
 )
 from user_llm.config.data import DataConfig
 from user_llm.config.streams import DifferenceConfig, PerceiverConfig, PersonaConfig
+
+OWN_STREAM = re.compile(r"(\w+\.)*\w+:\w+")
 
 
 class EncoderConfig(Config):
@@ -274,7 +276,7 @@ class LanguageModelConfig(Config):
 class SystemConfig(Config):
     """Streams × fusion × decoder, and what of them is trained."""
 
-    streams: tuple[Stream, ...] = ("timeline",)
+    streams: tuple[str, ...] = ("timeline",)  # of STREAMS, or one's own as module:Class
     fusion: Fusion = "cross_attention"
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
     perceiver: PerceiverConfig = PerceiverConfig()
@@ -287,6 +289,28 @@ class SystemConfig(Config):
     retrieval: Retrieval = "recency"  # which events they are
     text_summary: bool = False  # a summary of the history is written there, before those events
     item_tokens: bool = False  # items are tokens behind the vocabulary's, and next items one each
+
+    @model_validator(mode="after")
+    def _known_streams(self):
+        for stream in self.streams:
+            if stream not in STREAMS and not OWN_STREAM.fullmatch(stream):
+                raise ValueError(
+                    f"system.streams: {stream!r} is none of {', '.join(STREAMS)}; one's own is "
+                    "named by where it is, module:Class"
+                )
+        if len(self.by_name) < len(self.streams):
+            raise ValueError(
+                f"system.streams={self.streams} has two of one name, by which their parts go; "
+                "rename the class of one"
+            )
+        return self
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The streams by the names of their parts, in the order of their memories."""
+        own = [stream for stream in self.streams if stream not in STREAMS]
+        order = [stream for stream in STREAMS if stream in self.streams] + own
+        return {stream.rpartition(":")[2]: stream for stream in order}
 
     @property
     def remembers(self) -> bool:
@@ -304,30 +328,14 @@ class SystemConfig(Config):
         return self.remembers and self.fusion == "interleaved"
 
     @property
-    def prefix(self) -> int:
-        """The tokens of the memory where it stands before the prompt."""
-        if not self.remembers or self.fusion != "soft_prompt":
-            return 0
-        return sum(self.widths)
+    def apart(self) -> bool:
+        """Whether each stream has a cross-attention of its own."""
+        return self.crossed and self.cross_attention.apart and len(self.streams) > 1
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """The tokens of each stream's memory, of which a timeline's are compressed."""
-        widths = {
-            "timeline": self.perceiver.latents + 1,
-            "persona": self.persona.width,
-            "difference": self.difference.width,
-        }
-        return tuple(widths[stream] for stream in STREAMS if stream in self.streams)
-
-    @property
-    def lanes(self) -> tuple[int, ...]:
-        """The tokens of each stream that has a cross-attention of its own; none where they share.
-
-        Those of the first may be more: without a Perceiver a timeline's are as many as its events.
-        """
-        apart = self.crossed and self.cross_attention.apart and len(self.streams) > 1
-        return self.widths if apart else ()
+    def looks(self) -> bool:
+        """Whether it can be told how a cross-attention looks at events."""
+        return self.crossed and "timeline" in self.streams and not self.apart
 
     @property
     def told(self) -> bool:

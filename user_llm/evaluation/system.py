@@ -144,7 +144,7 @@ class System:
         experiment = self.run.experiment
         told = self.config.told
         row = experiment.evaluation.text_tokens if told else experiment.finetune.max_tokens
-        room = min(row, most - self.config.prefix - answer)
+        room = min(row, most - self.model.prefix - answer)
         return [[*ids[:1], *ids[1 + max(0, len(ids) - room) :]] for ids in prompts]
 
     def _write(self, prompts: list[list[int]], memory: Context) -> list[str]:

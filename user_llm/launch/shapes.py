@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from user_llm.config import DIFFERENCE
 from user_llm.data.dataset import gather
-from user_llm.models.user_llm import difference_width
+from user_llm.models.streams.difference import difference_width
 from user_llm.runs import Run
 from user_llm.sharding import batch_sharding
 

@@ -16,11 +16,11 @@ from user_llm.config import (
     TextEncoderConfig,
 )
 from user_llm.models.decoder import Decoder, placed
-from user_llm.models.differences import DifferenceStream
-from user_llm.models.encoders import ENCODERS
 from user_llm.models.layers import Linear, Memory, RMSNorm
-from user_llm.models.streams import PersonaStream, TimelineStream
+from user_llm.models.streams import Given, Stream, make_stream
 from user_llm.sharding import axes
+
+SHOWN = ("events", "segments", "present", "hint")  # of a batch, to streams: no prompt, no answer
 
 
 class Projector(nnx.Module):
@@ -70,25 +70,16 @@ class UserLLM(nnx.Module):
     ):
         check(system)
         self.system, width = system, decoder.hidden_size
+        given = Given(system, decoder, encoder, features, items, text_encoder)
         streams, projectors = {}, {}
-        if "timeline" in system.streams:
-            timeline = ENCODERS[encoder.kind](encoder, features, items, rngs=rngs)
-            streams["timeline"] = TimelineStream(timeline, system.perceiver, rngs=rngs)
-            projectors["timeline"] = Projector(streams["timeline"].width, width, rngs=rngs)
-        if "persona" in system.streams:
-            if text_encoder is None:
-                raise ValueError(
-                    "the persona stream compares texts; give it their encoder's config"
-                )
-            streams["persona"] = PersonaStream(
-                system.persona, text_encoder, width, features[0], rngs=rngs
-            )
-        if "difference" in system.streams:
-            inputs = difference_width(system, encoder, text_encoder)
-            streams["difference"] = DifferenceStream(system.difference, inputs, width, rngs=rngs)
-            if system.difference.compressor == "perceiver":
-                projectors["difference"] = Projector(inputs, width, rngs=rngs)
+        for name, stream in system.by_name.items():
+            streams[name] = one = make_stream(stream, given, rngs=rngs)
+            if not getattr(one, "embedded", False):
+                projectors[name] = Projector(one.width, width, rngs=rngs)
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
+        counts = {name: getattr(one, "count", None) for name, one in streams.items()}
+        check_counts(system, counts)
+        self.counts = tuple(counts.values())
         # Tells tokens of one stream from those of another where there are several.
         self.kinds = (
             nnx.Param(jnp.zeros((len(streams), width)), **axes(None, "embed"))
@@ -98,7 +89,7 @@ class UserLLM(nnx.Module):
         self.decoder = Decoder(
             decoder,
             cross_attention=system.cross_attention if system.crossed else None,
-            lanes=system.lanes,
+            lanes=self.counts if system.apart else (),
             lora=system.lora,
             rngs=rngs,
         )
@@ -107,6 +98,13 @@ class UserLLM(nnx.Module):
             if system.item_tokens
             else None
         )
+
+    @property
+    def prefix(self) -> int:
+        """The tokens of the memory where it stands before the prompt."""
+        if not self.system.remembers or self.system.fusion != "soft_prompt":
+            return 0
+        return sum(self.counts)
 
     def speaker(self) -> Decoder:
         """The decoder with all that it can say: behind its words the items, where they are tokens.
@@ -123,23 +121,17 @@ class UserLLM(nnx.Module):
 
         A timeline's depends on the users alone, a persona on what they ask, too.
         """
-        found = {}
-        if "timeline" in self.streams:
-            found["timeline"] = self.streams["timeline"](batch)
-        if "persona" in self.streams:
-            found["persona"] = self.streams["persona"](batch, self.decoder.embedding_length())
-        if "difference" in self.streams:
-            found["difference"] = self.streams["difference"](batch)
-        return found
+        shown = {name: batch[name] for name in SHOWN if name in batch}
+        shown["embedding_length"] = self.decoder.embedding_length()
+        return {name: remembered(name, self.streams[name], shown) for name in self.system.by_name}
 
-    def own_loss(self, batch: dict[str, Any]) -> tuple[Float[Array, ""], Float[Array, ""]] | None:
-        """What the streams add to the loss of training, a sum and over how many users it is.
-
-        None where none of them adds anything.
-        """
-        if "difference" not in self.streams:
-            return None
-        return self.streams["difference"].own_loss(batch)
+    def own_losses(
+        self, batch: dict[str, Any]
+    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+        """What streams add to the loss of training, each a sum and over how many users it is."""
+        streams = {name: x for name, x in self.streams.items() if hasattr(x, "own_loss")}
+        own = {f"{name}_stream": stream.own_loss(batch) for name, stream in streams.items()}
+        return {name: sums for name, sums in own.items() if sums is not None}
 
     def fuse(self, memories: dict[str, Memory]) -> Memory | None:
         """All memories side by side in the decoder's width; None where none is read."""
@@ -181,8 +173,11 @@ class UserLLM(nnx.Module):
         For every token; the shares of a token are 1 in sum, unless it sees latents alone.
         """
         memory = self.fuse(self.memories(batch))
-        if memory is None or self.decoder.cross is None or tuple(self.streams) != ("timeline",):
-            raise ValueError("only a system with a timeline and cross-attention looks at events")
+        if memory is None or not self.system.looks:
+            raise ValueError(
+                "only a system with a timeline and a cross-attention that all its streams share "
+                "looks at events"
+            )
         looks = self.decoder.looks(self.decoder.embed(batch["tokens"]), memory)
         events = self.streams["timeline"].weights(batch)  # [B, M, E]
         shares = jnp.einsum("gbtm,bme->gbte", looks[..., : events.shape[1]], events)
@@ -191,23 +186,6 @@ class UserLLM(nnx.Module):
     def __call__(self, batch: dict[str, Any]) -> Float[Array, "B T V"]:
         """Logits of each next token of `batch["tokens"]` for the user of `batch["events"]`."""
         return self.speaker().logits(self.hidden(batch))
-
-
-def difference_width(
-    system: SystemConfig, encoder: EncoderConfig, text_encoder: TextEncoderConfig | None
-) -> int:
-    """The width of the vectors that a difference stream reads: of texts, or of encoded events.
-
-    Raises:
-      ValueError: they are of texts, and no text encoder is given.
-    """
-    if system.difference.vectors == "encoder":
-        return 2 * encoder.embed  # as `TimelineStream` has events
-    if text_encoder is None:
-        raise ValueError(
-            "differences of texts are as wide as their encoder's vectors; give its config"
-        )
-    return text_encoder.hidden_size
 
 
 def check(system: SystemConfig) -> None:
@@ -243,6 +221,42 @@ def check(system: SystemConfig) -> None:
         )
     if system.streams and not system.remembers and not system.item_tokens:
         raise ValueError("fusion='none' leaves the streams unread; set item_tokens, or streams=()")
+
+
+def check_counts(system: SystemConfig, counts: Mapping[str, int | None]) -> None:
+    """Refuses streams whose memories may be of any length where that must be known beforehand.
+
+    Raises:
+      ValueError: naming them.
+    """
+    fixed = [*counts] if system.remembers and system.fusion == "soft_prompt" else []
+    if system.apart:
+        fixed = [*counts][1:]
+    if loose := [name for name in fixed if counts[name] is None]:
+        raise ValueError(
+            f"fusion={system.fusion!r} with cross_attention.apart={system.cross_attention.apart} "
+            f"takes streams with a fixed number of tokens; give {', '.join(loose)} a `count`"
+        )
+
+
+def remembered(name: str, stream: Stream, batch: dict[str, Any]) -> Memory:
+    """What a stream knows of a batch's users.
+
+    Raises:
+      ValueError: that is no memory, or not of the sizes that the stream tells.
+    """
+    memory, users = stream(batch), len(batch["segments"])
+    if not isinstance(memory, Memory):
+        raise ValueError(f"the stream {name} made {type(memory).__name__} of a batch, no Memory")
+    count = getattr(stream, "count", None) or memory.tokens.shape[1]
+    wanted = (users, count, stream.width), (users, count), bool
+    found = memory.tokens.shape, memory.mask.shape, memory.mask.dtype
+    if found != wanted:
+        raise ValueError(
+            f"the stream {name} made tokens {found[0]} and a mask {found[1]} of {found[2]}; its "
+            f"width and count make that {wanted[0]} and {wanted[1]} of bool"
+        )
+    return memory
 
 
 def trained(system: SystemConfig) -> Callable[[tuple, Any], bool]:

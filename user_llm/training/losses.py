@@ -167,9 +167,7 @@ def answer(
     model: UserLLM, batch: dict, key: Key[Array, ""], of: Metrics | None = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The tokens of the answers (see `answer_sums`), and what the streams ask for themselves."""
-    sums = answer_sums(model, batch)
-    if (own := model.own_loss(batch)) is not None:
-        sums["streams"] = own
+    sums = answer_sums(model, batch) | model.own_losses(batch)
     losses, counts = means(sums, of)
     return sum(losses.values(), jnp.zeros(())), {"tokens": counts["tokens"], COUNTS: counts}
 

@@ -7,10 +7,18 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from user_llm.config import DIFFERENCE, TEXT_VECTOR, DifferenceConfig
+from user_llm.config import (
+    DIFFERENCE,
+    TEXT_VECTOR,
+    DifferenceConfig,
+    EncoderConfig,
+    SystemConfig,
+    TextEncoderConfig,
+)
 from user_llm.models.blocks import gelu
 from user_llm.models.layers import Linear, Memory
 from user_llm.models.perceiver import Perceiver
+from user_llm.models.streams.base import Given
 from user_llm.sharding import axes, constrain
 
 CLAMP = 1e-6  # of mean activations, whose logarithms are taken
@@ -36,9 +44,16 @@ class DifferenceStream(nnx.Module):
     """
 
     def __init__(self, config: DifferenceConfig, inputs: int, width: int, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.count, self.embedded = config, config.width, _codes(config)
+        self.width = width if self.embedded else inputs
         self.coder = SparseTokens(config, inputs, width, rngs=rngs) if _codes(config) else None
         self.compressor = None if _codes(config) else Compressor(config, inputs, rngs=rngs)
+
+    @classmethod
+    def of(cls, given: Given, *, rngs: nnx.Rngs) -> "DifferenceStream":
+        """That of a system."""
+        inputs = difference_width(given.system, given.encoder, given.text_encoder)
+        return cls(given.system.difference, inputs, given.decoder.hidden_size, rngs=rngs)
 
     def __call__(self, batch: dict[str, Any]) -> Memory:
         """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0."""
@@ -155,6 +170,23 @@ def newest(column: Float[Array, "B T _"], there: Bool[Array, "B T"], count: int)
     rows = jnp.take_along_axis(column, jnp.maximum(at, 0)[..., None], axis=1)
     exists = at >= 0
     return Rows(rows[..., :-1], (rows[..., -1] > 0) & exists, exists)
+
+
+def difference_width(
+    system: SystemConfig, encoder: EncoderConfig, text_encoder: TextEncoderConfig | None
+) -> int:
+    """The width of the vectors that a difference stream reads: of texts, or of encoded events.
+
+    Raises:
+      ValueError: they are of texts, and no text encoder is given.
+    """
+    if system.difference.vectors == "encoder":
+        return 2 * encoder.embed  # as `TimelineStream` has events
+    if text_encoder is None:
+        raise ValueError(
+            "differences of texts are as wide as their encoder's vectors; give its config"
+        )
+    return text_encoder.hidden_size
 
 
 def _codes(config: DifferenceConfig) -> bool:

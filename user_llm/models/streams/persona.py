@@ -1,94 +1,21 @@
-"""Streams: whatever knows something about a user turns a batch into a Memory."""
+"""Persona-Plug: a user's past texts as a memory, by how like the present text each of them is."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from user_llm.config import (
-    TEXT_VECTOR,
-    FeatureConfig,
-    PerceiverConfig,
-    PersonaConfig,
-    TextEncoderConfig,
-)
+from user_llm.config import TEXT_VECTOR, FeatureConfig, PersonaConfig, TextEncoderConfig
 from user_llm.models.blocks import gelu
-from user_llm.models.encoders.base import Encoder, unit
+from user_llm.models.encoders.base import unit
 from user_llm.models.encoders.text import TextEncoder
 from user_llm.models.layers import Linear, Memory
-from user_llm.models.perceiver import Perceiver
+from user_llm.models.streams.base import Given
 from user_llm.sharding import axes, constrain
 
 PAPER_INSTRUCTION = 7.0  # what the authors' code divides the instruction's token by
-
-
-class TimelineStream(nnx.Module):
-    """The user's events through an encoder, marked by their age, compressed by a Perceiver.
-
-    Every event gives its encoded state and its own embedding: the state says what may come next,
-    the embedding what the event was. The newest event joins the compressed ones as it is: from its
-    state the encoder itself would predict. One timeline per row, its padding at the end.
-    """
-
-    def __init__(self, encoder: Encoder, perceiver: PerceiverConfig, *, rngs: nnx.Rngs):
-        self.encoder = encoder
-        self.width = 2 * encoder.config.embed
-        init, shape = nnx.initializers.normal(0.5), (encoder.config.window, self.width)
-        self.age = nnx.Param(init(rngs.params(), shape), **axes(None, "embed"))
-        self.perceiver = Perceiver(perceiver, self.width, rngs=rngs) if perceiver.latents else None
-
-    def __call__(self, batch: dict[str, Any]) -> Memory:
-        """The memory of `batch["events"]`, where `batch["segments"]` [B, T] is not 0.
-
-        With `batch["hint"]`, an item and a share per user, the newest state is turned towards it.
-        """
-        return self.compressed(*self.tokens(batch))
-
-    def compressed(self, tokens: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Memory:
-        """The memory of events' vectors, marked by their age."""
-        if self.perceiver is None:
-            return Memory(tokens, mask)
-        latents = self.perceiver(tokens, mask).tokens
-        newest = jnp.einsum("bt,btd->bd", is_newest(mask).astype(tokens.dtype), tokens)
-        memory = jnp.concatenate([latents, newest[:, None]], axis=1)
-        return Memory(memory, jnp.ones(memory.shape[:2], bool))
-
-    def tokens(self, batch: dict[str, Any]) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-        """One vector per event, before compression, and which of them there are."""
-        events, mask = batch["events"], batch["segments"] > 0
-        states = self.encoder(events, batch["segments"])
-        if "hint" in batch:
-            turned = self.turned(states, **batch["hint"])
-            states = jnp.where(is_newest(mask)[..., None], turned, states)
-        return self.aged(self.told(states, events), mask), mask
-
-    def told(self, states: Float[Array, "B T E"], events: dict[str, Array]) -> Array:  # [B, T, D]
-        """What each event tells, whatever its age: its state and its own embedding."""
-        return jnp.concatenate([states, self.encoder.embed(events)], axis=-1)
-
-    def aged(self, told: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The same, marked by how many events came after each."""
-        # Whole on every device, as any table before a look-up.
-        age = constrain(self.age[...].astype(told.dtype), None, None)
-        return told + constrain(age[event_ages(mask)], "batch", None, None)
-
-    def turned(
-        self, states: Float[Array, "B T D"], item: Int[Array, " B"], share: Float[Array, " B"]
-    ) -> Float[Array, "B T D"]:
-        """States of the same length that point towards an item: straight where `share` is 1."""
-        length, share = jnp.linalg.norm(states, axis=-1, keepdims=True), share[:, None, None]
-        target = self.encoder.directions(item)[:, None].astype(states.dtype)
-        return length * unit((1 - share) * unit(states) + share * target)
-
-    def weights(self, batch: dict[str, Any]) -> Float[Array, "B M T"]:
-        """What share of each memory token comes from each event."""
-        tokens, mask = self.tokens(batch)
-        if self.perceiver:
-            newest = is_newest(mask)[:, None].astype(jnp.float32)
-            return jnp.concatenate([self.perceiver.weights(tokens, mask), newest], axis=1)
-        return jnp.eye(tokens.shape[1]) * mask[:, None].astype(jnp.float32)
 
 
 class PersonaProjector(nnx.Module):
@@ -124,6 +51,8 @@ class PersonaStream(nnx.Module):
       item: what texts are labelled with, where the config wants labels.
     """
 
+    embedded: ClassVar[bool] = True
+
     def __init__(
         self,
         config: PersonaConfig,
@@ -133,7 +62,7 @@ class PersonaStream(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.config, self.width = config, width
+        self.config, self.width, self.count = config, width, config.width
         compares = config.weights == "attention"
         self.text_encoder = TextEncoder(text_encoder, rngs=rngs) if compares else None
         learned = config.learned_temperature and compares
@@ -159,15 +88,27 @@ class PersonaStream(nnx.Module):
         )
         self.gain = nnx.Param(jnp.ones(())) if config.matched else None
 
-    def __call__(self, batch: dict[str, Any], length: Float[Array, ""]) -> Memory:
+    @classmethod
+    def of(cls, given: Given, *, rngs: nnx.Rngs) -> "PersonaStream":
+        """That of a system.
+
+        Raises:
+          ValueError: no text encoder is given.
+        """
+        if given.text_encoder is None:
+            raise ValueError("the persona stream compares texts; give it their encoder's config")
+        config, width = given.system.persona, given.decoder.hidden_size
+        return cls(config, given.text_encoder, width, given.features[0], rngs=rngs)
+
+    def __call__(self, batch: dict[str, Any]) -> Memory:
         """The memory of a batch's users, its tokens about as long as the decoder's embeddings.
 
         To users without a past text it is the same: the instruction, and what a bias makes of none.
 
         Args:
           batch: the `events` with the vectors of their texts, the `segments`, not 0 where there is
-            an event, and of the `present` text the `tokens` and their `mask` [B, T].
-          length: the mean length of the decoder's embeddings.
+            an event, of the `present` text the `tokens` and their `mask` [B, T], and the
+            `embedding_length`.
         """
         past, _ = self.past(batch)
         if self.item is not None and self.labels is not None:
@@ -180,7 +121,8 @@ class PersonaStream(nnx.Module):
             first = first if self.config.matched else first / PAPER_INSTRUCTION
             first = jnp.broadcast_to(first, (len(tokens), 1, self.width))
             tokens = jnp.concatenate([first, tokens], axis=1)
-        return Memory(self._as_long(tokens, length), jnp.ones(tokens.shape[:2], bool))
+        tokens = self._as_long(tokens, batch["embedding_length"])
+        return Memory(tokens, jnp.ones(tokens.shape[:2], bool))
 
     def past(self, batch: dict[str, Any]) -> tuple[Float[Array, "B H E"], Bool[Array, "B H"]]:
         """The vectors of past texts, and where there are any."""
@@ -208,14 +150,3 @@ class PersonaStream(nnx.Module):
     def _as_long(self, tokens: Float[Array, "B K D"], length: Float[Array, ""]) -> Array:
         length = jax.lax.stop_gradient(length).astype(tokens.dtype)
         return tokens * length if self.gain is None else unit(tokens) * (length * self.gain[...])
-
-
-def is_newest(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
-    """Which event came last."""
-    return mask & (event_ages(mask) == 0)
-
-
-def event_ages(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-    """How many events came after each; 0 is the newest."""
-    later = mask.sum(1, keepdims=True, dtype=jnp.int32) - 1
-    return jnp.maximum(later - jnp.arange(mask.shape[1], dtype=jnp.int32), 0)
