@@ -7,6 +7,8 @@ and each strategy has its system.
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from models_made import CROSS, DECODER, ENCODER, FEATURES, random_batch
@@ -23,6 +25,7 @@ from user_llm.config import (
     TextEncoderConfig,
 )
 from user_llm.models.encoders import ENCODERS
+from user_llm.models.layers import Linear, Memory
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.training import losses
 
@@ -117,6 +120,22 @@ def batch(features, system=None):
     return made
 
 
+class Rated(nnx.Module):
+    """A stream of one's own: how often a user gave each rating."""
+
+    count = 1
+
+    def __init__(self, given, *, rngs):
+        self.ratings = next(f.size for f in given.features if f.name == "rating")
+        self.width = given.encoder.embed
+        self.proj = Linear(self.ratings, self.width, (None, "embed"), rngs=rngs)
+
+    def __call__(self, batch):
+        given = jax.nn.one_hot(batch["events"]["rating"], self.ratings)
+        counts = jnp.where(batch["segments"][..., None] > 0, given, 0).sum(1)
+        return Memory(self.proj(counts)[:, None], jnp.ones((len(counts), 1), bool))
+
+
 LATENT = DifferenceConfig(events=4, perceiver=PERCEIVER)
 DEP = DifferenceConfig.dep(events=2, code=16)
 APART = CROSS.model_copy(update={"apart": True, "kv_heads": 1})
@@ -157,6 +176,9 @@ CASES = {
     ),
     "persona": system(
         "llama", streams=("persona",), fusion="soft_prompt", persona=PersonaConfig(labels=True)
+    ),
+    "own": system(
+        "llama", ITEMS, streams=("systems_made:Rated", "timeline"), cross_attention=APART
     ),
     "dep": system(
         "qwen3", streams=("difference",), difference=DEP, fusion="interleaved", text_history=2

@@ -75,7 +75,7 @@ def test_a_run_compares_trains_and_is_judged(made, system):
     assert {"user_llm", "shuffled_memory", "popularity", "past"} <= rows.keys()
     for name in ("user_llm", "past", "popularity"):
         assert 0 < rows[name]["test/rating_among_peers/mae"] < 4
-    column = run.compared.features[DIFFERENCE]
+    column = run.widened.features[DIFFERENCE]
     assert column.shape == (len(run.dataset.item), 2 * run.experiment.encoder.embed + 1)
     assert 0.3 < column[:, -1].mean() < 1  # the first to see a film have no peer
 

@@ -22,6 +22,7 @@ QUICK = (
     ("1x8x1", "bert4rec_tall"),
     ("2x2x2", "full"),
     ("1x2x4", "lanes"),
+    ("2x2x2", "own"),
 )
 
 

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("user_llm").setLevel(logging.INFO)
     _leave_absent_tpus()
     options = vars(grammar.parser().parse_args(argv))
+    _let_import(Path.cwd())
     verb = options.pop("verb")
     try:
         if verb.startswith("launch "):
@@ -124,10 +125,17 @@ def _returned(path: str, name: str, kind: str) -> Any:
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise ValueError(f"{path} is not a Python file; name one with `def {name}() -> {kind}`")
     module = module_from_spec(spec)
+    _let_import(Path(path).resolve().parent)
     spec.loader.exec_module(module)
     if not callable(function := getattr(module, name, None)):
         raise ValueError(f"{path} has no {name}(); write `def {name}() -> {kind}` in it")
     return function()
+
+
+def _let_import(folder: Path) -> None:
+    """Makes modules of a folder found, such as streams of one's own; those installed come first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _experiment_options(verb: str, config: str, flags: list[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from user_llm.evaluation.rows import spread, table
 from user_llm.files import AnyPath, write_whole
 from user_llm.inference import embeddings, text_vectors, vectors
 from user_llm.inference.memories import Memories
+from user_llm.launch import shapes
 from user_llm.models import zoo as sizes
 from user_llm.runs import Run
 from user_llm.serving import export as exports
@@ -68,6 +69,7 @@ def run(
         made.check_language_model()
     if verb in ("run", "finetune") and experiment.finetune.steps:
         made.check_systems()
+        shapes.check_memories(made)
     own_encoder = experiment.pretrain.steps and not experiment.encoder_from
     if verb in ("run", "pretrain") and own_encoder:
         stages.pretrain(made)

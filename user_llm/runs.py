@@ -59,7 +59,7 @@ class Run:
 
     def __init__(self, experiment: Experiment, folder: AnyPath, data_dir: Path = Path("datasets")):
         self.experiment, self.folder, self.data_dir = experiment, folder, data_dir
-        self.compared: Dataset | None = None  # the data set with differences, once they are made
+        self.widened: Dataset | None = None  # the data set with columns for streams, once made
         self.profiled = range(0)  # steps of each stage that are traced
         config = folder / "config.json"
         if config.is_file():

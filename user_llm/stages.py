@@ -22,6 +22,7 @@ from user_llm.huggingface import import_text_encoder, load_decoder
 from user_llm.inference import event_vectors, text_vectors
 from user_llm.inference.next_item import encoder_ranker
 from user_llm.metrics import Ranking
+from user_llm.models.streams import own_columns
 from user_llm.models.user_llm import UserLLM, trained
 from user_llm.runs import Run, differing_fields
 from user_llm.sharding import batch_sharding, replicated
@@ -202,24 +203,33 @@ def pretrained(run: Run, system: SystemConfig) -> Params:
 
 
 def read_by(run: Run, name: str) -> Dataset:
-    """The data set as a system's streams read it: with differences, where one compares events."""
+    """The data set as a system's streams read it, with the columns that are made for them."""
     system = run.systems[name]
-    if "difference" not in system.streams:
+    if {"timeline", "persona"}.issuperset(system.streams):
         return run.dataset
-    if run.compared is None:
-        data, config = run.dataset, system.difference
-        if config.vectors == "text":
-            column = data.features[TEXT_VECTOR]
-            source = text_vectors.encoder_hash(run.text_encoder_folder)
-            compared = apart.Compared(column[:, :-1], column[:, -1] > 0, source)
-        else:
-            made = event_vectors.of(
-                data, run.make_encoder, encoder(run), run.mesh, run.data_dir / "event_vectors"
-            )
-            compared = apart.Compared(made.vectors, np.ones(len(made.vectors), bool), made.source)
-        column = apart.column(data, compared, config.peers, run.data_dir / "differences")
-        run.compared = data.with_column(DIFFERENCE, column)
-    return run.compared
+    if run.widened is None:
+        data = run.dataset
+        if "difference" in system.streams:
+            data = data.with_column(DIFFERENCE, differences(run, system))
+        for column, values in own_columns(system.streams, data).items():
+            data = data.with_column(column, values)
+        run.widened = data
+    return run.widened
+
+
+def differences(run: Run, system: SystemConfig) -> np.ndarray:
+    """What sets each event apart from those of peers, and whether anything does [N, D + 1]."""
+    data, config = run.dataset, system.difference
+    if config.vectors == "text":
+        column = data.features[TEXT_VECTOR]
+        source = text_vectors.encoder_hash(run.text_encoder_folder)
+        compared = apart.Compared(column[:, :-1], column[:, -1] > 0, source)
+    else:
+        made = event_vectors.of(
+            data, run.make_encoder, encoder(run), run.mesh, run.data_dir / "event_vectors"
+        )
+        compared = apart.Compared(made.vectors, np.ones(len(made.vectors), bool), made.source)
+    return apart.column(data, compared, config.peers, run.data_dir / "differences")
 
 
 def finetune(run: Run, name: str = "user_llm") -> Params:

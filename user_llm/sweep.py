@@ -7,6 +7,7 @@ the others.
 import csv
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def child(command: Sequence[str]) -> int:
         preempted = True
         process.terminate()
 
-    with subprocess.Popen(command) as process:
+    found = os.pathsep.join(sys.path)  # so that what a config found beside it is found there, too
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": found}) as process:
         before = signal.signal(signal.SIGTERM, passed_on)
         try:
             code = process.wait()

@@ -19,6 +19,7 @@ from user_llm.evaluation.answer_costs import Shape
 from user_llm.evaluation.baselines import Figures, Groups, answered, ranked
 from user_llm.evaluation.system import Answers, System
 from user_llm.files import write_atomically
+from user_llm.models.streams import maker
 from user_llm.runs import Run
 from user_llm.training.language import foreteller
 from user_llm.training.step import Params
@@ -130,6 +131,8 @@ def label(run: Run, task: Task, target: int) -> str:
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Every row of the table, written to `evaluation.json` in the run's folder."""
+    for stream in run.experiment.system.streams:
+        maker(stream)  # which may be gone; better now than behind all the rest
     data, judged = run.dataset, run.experiment.evaluation
     targets = sample(run.split.test, judged.users or len(run.split.test))
     figures = ranked(run, targets) if data.asked is None else {}
@@ -195,14 +198,12 @@ def users(run: Run, system: System, targets: np.ndarray) -> list[dict[str, Any]]
     """The histories of some users, and what each cross-attention looks at when it is asked."""
     data, examples = run.dataset, stages.examples(run, system.name, targets)
     shares: list[np.ndarray] = []
-    if system.config.crossed and system.config.streams == ("timeline",):
+    if system.config.looks:
         task = NextItem(data, run.experiment.data.noun)
-        prompts = run.tokenizer.prompts(
-            [examples.question(task, t).prompt for t in targets.tolist()]
-        )
-        batch = examples.timelines(np.arange(len(targets))) | pad(
-            prompts, [[]] * len(prompts), max(map(len, prompts))
-        )
+        asking = [(task, target) for target in targets.tolist()]
+        prompts = run.tokenizer.prompts([examples.question(*one).prompt for one in asking])
+        batch = examples.timelines(np.arange(len(targets))) | examples.present(asking)
+        batch |= pad(prompts, [[]] * len(prompts), max(map(len, prompts)))
         attention = np.asarray(system.attention(system.params, batch))  # [G, B, T, E]
         shares = [attention[:, i, len(prompt) - 1] for i, prompt in enumerate(prompts)]
     found = []

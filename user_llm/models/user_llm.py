@@ -79,7 +79,7 @@ class UserLLM(nnx.Module):
         self.streams, self.projectors = nnx.Dict(streams), nnx.Dict(projectors)
         counts = {name: getattr(one, "count", None) for name, one in streams.items()}
         check_counts(system, counts)
-        self.counts = tuple(counts.values())
+        self.counts = tuple(count or 0 for count in counts.values())  # 0: any number of tokens
         # Tells tokens of one stream from those of another where there are several.
         self.kinds = (
             nnx.Param(jnp.zeros((len(streams), width)), **axes(None, "embed"))

@@ -1,10 +1,12 @@
 """The streams by the name that a config calls them, and those that it names by where they are."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 from flax import nnx
 
 from user_llm.models.streams.base import Given, Stream
@@ -19,6 +21,8 @@ STREAMS: dict[str, Callable[..., Stream]] = {
     "persona": PersonaStream.of,
     "difference": DifferenceStream.of,
 }
+
+COLUMNS = ("float32", "int32", "bool")  # what is of them on the device, too
 
 
 def maker(stream: str) -> Callable[..., Stream]:
@@ -41,7 +45,27 @@ def maker(stream: str) -> Callable[..., Stream]:
         ) from error
     if not callable(make := getattr(home, name, None)):
         raise ValueError(f"system.streams: {home.__file__ or module} has no class {name}")
-    return make
+    return cast(Callable[..., Stream], make)
+
+
+def own_columns(streams: Iterable[str], data: Any) -> dict[str, np.ndarray]:
+    """The columns that streams of one's own make of a data set (see `Stream`), by name.
+
+    Raises:
+      ValueError: one is not of the right type, or not of as many events.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for stream in (one for one in streams if one not in STREAMS):
+        make = getattr(maker(stream), "columns", None)
+        for name, values in make(data).items() if make else ():
+            if values.dtype not in COLUMNS or len(values) != len(data.item):
+                kinds = ", ".join(map(str, COLUMNS))
+                raise ValueError(
+                    f"system.streams: {stream} made a column {name} of {values.dtype} and "
+                    f"{len(values)} rows; make it of {kinds}, with {len(data.item)} rows"
+                )
+            columns[name] = values
+    return columns
 
 
 def make_stream(stream: str, given: Given, *, rngs: nnx.Rngs) -> Stream:
