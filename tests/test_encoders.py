@@ -22,14 +22,10 @@ ask = jax.jit(lambda encoder, events, segments: encoder.ask(events, segments))
 extend = jax.jit(lambda encoder, events, positions, cache: encoder.extend(events, positions, cache))
 
 
-KINDS = {
-    "autoregressive": {},
+KINDS = {kind: {"kind": kind} for kind in ENCODERS} | {
     "gated": {"gated": True},
-    "hstu": {"kind": "hstu", "query_time": True},
-    "hstu, events' times": {"kind": "hstu"},
+    "hstu, time of the query": {"kind": "hstu", "query_time": True},
     "hstu, no times": {"kind": "hstu", "time_bias": False},
-    "bert4rec": {"kind": "bert4rec"},
-    "dual": {"kind": "dual"},
 }
 
 

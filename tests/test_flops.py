@@ -44,12 +44,8 @@ DECODER = DecoderConfig(
 CROSS = CrossAttentionConfig(every=2, heads=4, kv_heads=2)
 ENCODER = EncoderConfig(window=40, embed=96, feature_embed=24, layers=1, heads=4, mlp=256)
 PERCEIVER = PerceiverConfig(latents=8, layers=1, heads=4)
-KINDS = {
-    "autoregressive": {},
+KINDS = {kind: {"kind": kind} for kind in ENCODERS} | {
     "gated": {"gated": True},
-    "hstu": {"kind": "hstu"},
-    "bert4rec": {"kind": "bert4rec"},
-    "dual": {"kind": "dual"},
     "content": {"content": ("genres", "price")},
 }
 NEAR = 0.1  # what is no product

@@ -6,6 +6,7 @@ from typing import Any
 
 from user_llm.config import DecoderConfig, EncoderConfig, FeatureConfig, SystemConfig
 from user_llm.evaluation import flops
+from user_llm.models.encoders import ENCODERS
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -138,7 +139,7 @@ def rows(shape: Shape, sizes: Sizes) -> list[dict[str, Any]]:
     events, question = sizes.history, sizes.question
     reads, warm = shape.memory(events), shape.first_token(question, events)
     before = 0 if shape.system.crossed else shape.memory_tokens(events)
-    causal = shape.encoder.kind != "bert4rec"
+    causal = ENCODERS[shape.encoder.kind].causal
     ours = {
         "history": events,
         "prompt_tokens": before + question,

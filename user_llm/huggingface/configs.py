@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -16,8 +16,19 @@ SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-# What else a family's file may say of the architecture, with Hugging Face's default where it does
-# not. Fields of DecoderConfig have the same names there.
+
+
+class Words(NamedTuple):
+    """What a family's `config.json` may say of the architecture, beside the sizes.
+
+    Fields of DecoderConfig have the same names there.
+    """
+
+    model: str  # transformers' class
+    defaults: dict[str, Any]  # Hugging Face's, where the file is silent
+    only: dict[str, Any]  # attributes of which one value is supported, Hugging Face's default
+
+
 COMMON: dict[str, Any] = {
     "num_key_value_heads": None,  # as many as there are heads
     "head_dim": None,  # the heads share the width
@@ -45,32 +56,6 @@ GEMMA2 = COMMON | {
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": COMMON,
-    "mistral": COMMON
-    | {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
-    "qwen2": QWEN,
-    "qwen3": QWEN | {"head_dim": 128},
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA2
-    | {
-        "max_position_embeddings": 131_072,
-        "rope_theta": 1_000_000.0,
-        "rope_local_base_freq": 10_000.0,
-        "sliding_window_pattern": 6,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-    },
-}
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
-# Attributes of which one value is supported, Hugging Face's default.
 SILU = {"hidden_act": "silu", "attention_bias": False}
 GELU = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -78,13 +63,34 @@ GELU = {
     "attention_bias": False,
     "use_bidirectional_attention": False,
 }
-ONLY: dict[str, dict[str, Any]] = {
-    "llama": SILU | {"mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False},
-    "mistral": SILU,
-    "qwen2": {"hidden_act": "silu", "use_mrope": False},
-    "qwen3": SILU,
-    "gemma2": GELU,
-    "gemma3_text": GELU | {"attn_logit_softcapping": None},  # transformers takes no notice of it
+WORDS: dict[ModelType, Words] = {
+    "llama": Words(
+        "LlamaForCausalLM",
+        COMMON,
+        SILU | {"mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False},
+    ),
+    "mistral": Words(
+        "MistralForCausalLM",
+        COMMON
+        | {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+        SILU,
+    ),
+    "qwen2": Words("Qwen2ForCausalLM", QWEN, {"hidden_act": "silu", "use_mrope": False}),
+    "qwen3": Words("Qwen3ForCausalLM", QWEN | {"head_dim": 128}, SILU),
+    "gemma2": Words("Gemma2ForCausalLM", GEMMA2, GELU),
+    "gemma3_text": Words(
+        "Gemma3ForCausalLM",
+        GEMMA2
+        | {
+            "max_position_embeddings": 131_072,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window_pattern": 6,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        GELU | {"attn_logit_softcapping": None},  # transformers takes no notice of it
+    ),
 }
 WITHOUT_EFFECT = {  # on the logits of a given input
     *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"),
@@ -109,8 +115,9 @@ def decoder_config(folder: str | Path) -> DecoderConfig:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable config.json: {error}") from error
     family = given.get("model_type")
-    if family not in DEFAULTS or given.get("architectures") not in (None, [CLASSES[family]]):
-        supported = ", ".join(f"{name} ({CLASSES[name]})" for name in DEFAULTS)
+    words = WORDS.get(family)
+    if words is None or given.get("architectures") not in (None, [words.model]):
+        supported = ", ".join(f"{name} ({own.model})" for name, own in WORDS.items())
         raise ValueError(
             f"{path} describes no supported decoder: model_type={family!r}, "
             f"architectures={given.get('architectures')!r}; supported are {supported}"
@@ -121,17 +128,17 @@ def decoder_config(folder: str | Path) -> DecoderConfig:
         given.pop("sliding_window_size", None)  # the same again, in old files
     problems = [
         f"{name}={given[name]!r}, where only {value!r} is supported"
-        for name, value in ONLY[family].items()
+        for name, value in words.only.items()
         if given.get(name, value) != value and (given[name] is not None or value)
     ]
-    known = {*SIZES, *DEFAULTS[family], *ONLY[family], *WITHOUT_EFFECT}
+    known = {*SIZES, *words.defaults, *words.only, *WITHOUT_EFFECT}
     problems += [f"{name}={given[name]!r} is unknown" for name in sorted(given.keys() - known)]
     problems += [f"{name} is missing" for name in SIZES if given.get(name) is None]
-    rope, wrong = _rope(given, DEFAULTS[family])
+    rope, wrong = _rope(given, words.defaults)
     if problems := problems + wrong:
         raise ValueError(f"{path} describes no supported decoder: " + "; ".join(problems))
     heads = given["num_attention_heads"]
-    said = DEFAULTS[family] | {k: v for k, v in given.items() if k not in WITHOUT_EFFECT}
+    said = words.defaults | {k: v for k, v in given.items() if k not in WITHOUT_EFFECT}
     said["num_key_value_heads"] = said["num_key_value_heads"] or heads
     said["head_dim"] = said["head_dim"] or said["hidden_size"] // heads
     fields = {name: said[name] for name in said.keys() & DecoderConfig.model_fields.keys()}
@@ -204,16 +211,16 @@ def described(
     Args:
       special: the ids of special tokens, of which Hugging Face would assume Llama 2's.
     """
-    family: ModelType = config.model_type
+    model, defaults, _ = WORDS[config.model_type]
     fields = config.model_dump(mode="json")
-    said = {name: fields[name] for name in (*SIZES, *DEFAULTS[family]) if name in fields}
-    said |= {"architectures": [CLASSES[family]], "model_type": family, "dtype": dtype}
+    said = {name: fields[name] for name in (*SIZES, *defaults) if name in fields}
+    said |= {"architectures": [model], "model_type": config.model_type, "dtype": dtype}
     said |= NO_TOKENS | dict(special)
-    if DEFAULTS[family]["head_dim"] is None and config.shares_width:
+    if defaults["head_dim"] is None and config.shares_width:
         del said["head_dim"]  # some have no such attribute
     if "layer_types" in said:
         said["layer_types"] = [SLIDING if slides else FULL for slides in config.slides]
-    if "use_sliding_window" in DEFAULTS[family]:
+    if "use_sliding_window" in defaults:
         said["use_sliding_window"] = any(config.slides)
         said["max_window_layers"] = (*config.slides, True).index(True)
     scaling = config.rope_scaling
