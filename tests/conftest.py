@@ -52,6 +52,14 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory) -> Path:
+    """A folder with a random BERT and a tokenizer of a few words."""
+    import encoder_made
+
+    return encoder_made.write_encoder(tmp_path_factory.mktemp("encoder"), encoder_made.WORDS)
+
+
+@pytest.fixture(scope="session")
 def chat_model(tmp_path_factory):
     """A real, small model that an OpenAI-compatible endpoint may answer with."""
     import chat_server
@@ -117,6 +125,15 @@ def made_export(tmp_path_factory) -> tuple:
 def exported(made_export) -> Path:
     """An export's folder."""
     return made_export[1]
+
+
+@pytest.fixture(scope="module")
+def served(exported, tmp_path_factory):
+    """A server of it, whose users are those of one file of tests."""
+    import serving_made
+
+    with serving_made.served(exported, tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import transformers
 from test_text_encoders import write_theirs
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+WORDS = ["the", "a", "film", "was", "good", "bad", "long", "funny", "sad", "ending", "of", "actor"]
+
 
 def write_encoder(folder: Path, words: Sequence[str]) -> Path:
     """A folder with a random BERT and a tokenizer of at most 90 words."""

@@ -8,47 +8,19 @@ import models_made
 import numpy as np
 import pytest
 from flax import nnx
-from test_recommend import made
+from growing_made import CASES, SYSTEM, WINDOW, drawn, follower
 
 from user_llm.config import SystemConfig
 from user_llm.data import unseen
 from user_llm.models.user_llm import UserLLM
 from user_llm.serving.growing import Growing, first_read
 
-WINDOW, SEQUENCES = 6, 125
-SYSTEM = SystemConfig(perceiver=models_made.PERCEIVER, cross_attention=models_made.CROSS)
-SOFT = SYSTEM.model_copy(update={"fusion": "soft_prompt"})
-EVENTS = SYSTEM.model_copy(
-    update={"perceiver": models_made.PERCEIVER.model_copy(update={"latents": 0})}
-)
-CASES = {
-    "crossed": (SYSTEM, {}),
-    "soft prompt": (SOFT, {"content": ("genres", "price")}),
-    "every event": (EVENTS, {"kind": "hstu", "time_bias": True, "query_time": False}),
-    "query time": (SYSTEM, {"kind": "hstu", "time_bias": True, "query_time": True}),
-}
+SEQUENCES = 125
 
 
 @pytest.fixture(scope="module", params=CASES)
 def subject(request):
-    """A data set, a model of random parameters, and what follows its users."""
-    system, changes = CASES[request.param]
-    data, _, _ = made("hstu")
-    config = models_made.ENCODER.model_copy(update={"window": WINDOW} | changes)
-    content = {"trained": np.arange(len(data.items.ids)) % 5 > 0, **data.items.features}
-    make = partial(UserLLM, system, models_made.DECODER, config, data.inputs, content)
-    model = models_made.random_model(make)
-    params = nnx.to_pure_dict(nnx.state(model))
-    return data, model, Growing(data, make, params, window=WINDOW)
-
-
-def drawn(rng, count: int) -> list[dict]:
-    """Raw events in the order of their times, some at once, of items of which some are strange."""
-    times = np.cumsum(rng.integers(0, 4, count) * 10 ** rng.integers(0, 6, count)).tolist()
-    return [
-        {"item": f"{rng.integers(16)}", "timestamp": time, "rating": float(rng.integers(1, 6))}
-        for time in times
-    ]
+    return follower(request.param)
 
 
 def from_scratch(data, model, events: list[dict]):

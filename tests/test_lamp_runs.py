@@ -10,7 +10,6 @@ import pytest
 from runs_made import EXPERIMENT
 from test_lamp import INPUTS, OUTPUTS
 from test_lamp_builder import questions
-from test_text_vectors import encoder  # noqa: F401  (a fixture)
 
 from user_llm import stages
 from user_llm.config import DataConfig, PersonaConfig
@@ -43,7 +42,7 @@ def experiment(task, source, reader, system, **parts):
 
 
 @pytest.fixture
-def made(tmp_path, mesh, encoder):  # noqa: F811
+def made(tmp_path, mesh, text_encoder):
     """Makes runs on official folders: two questions train, two are `dev`, two tests, or silent."""
 
     def run(task, system, answered=False, **parts):
@@ -52,7 +51,7 @@ def made(tmp_path, mesh, encoder):  # noqa: F811
         splits = {"train": [[0, 1, 2, 3], [1]], "dev": [[0, 1], [3, 2, 1]]}
         known = {split: questions(task, ages) for split, ages in splits.items()}
         lamp.write(source, task, known | {"test": asked})
-        of = experiment(task, source, encoder, system, **parts)
+        of = experiment(task, source, text_encoder, system, **parts)
         run = Run(of, tmp_path / "run", tmp_path / "data")
         run.mesh = mesh()
         return run

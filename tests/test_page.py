@@ -90,25 +90,14 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def made(made_export):
-    return made_export
-
-
-@pytest.fixture(scope="module")
-def server(made, tmp_path_factory):
-    with serving_made.served(made[1], tmp_path_factory.mktemp("server")) as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
 def browser(chromium, tmp_path_factory):
     with chromium_made.opened(chromium, tmp_path_factory.mktemp("browser")) as one:
         yield one
 
 
 @pytest.fixture
-def page(server, browser):
-    with server.client() as http:
+def page(served, browser):
+    with served.client() as http:
         yield Page(browser, http)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -117,9 +106,9 @@ def page(server, browser):
 
 
 @pytest.fixture(scope="module")
-def items(server):
+def items(served):
     """Items with their titles, each of which is one item's alone."""
-    with server.client() as http:
+    with served.client() as http:
         found = http.get("/v1/items?limit=1000").json()["items"]
     titles = [one["title"].lower() for one in found]
     return [one for one in found if titles.count(one["title"].lower()) == 1]
@@ -346,11 +335,11 @@ def light(color: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_a_key_is_asked_for_where_one_is_needed(made, browser, tmp_path):
+def test_a_key_is_asked_for_where_one_is_needed(exported, browser, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"{KEY}\n")
     with (
-        serving_made.served(made[1], tmp_path, "--api-keys", str(keys)) as server,
+        serving_made.served(exported, tmp_path, "--api-keys", str(keys)) as server,
         server.client(headers={"Authorization": f"Bearer {KEY}"}) as http,
     ):
         page = Page(browser, http)

@@ -27,27 +27,16 @@ KEY = "a key that is long enough"
 
 
 @pytest.fixture(scope="module")
-def made(made_export):
-    return made_export
-
-
-@pytest.fixture(scope="module")
-def server(made, tmp_path_factory):
-    with serving_made.served(made[1], tmp_path_factory.mktemp("server")) as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as one:
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def told(made, server):
+def told(made_export, served):
     """The last events of three users of the run, who are known to the server now."""
-    timelines = {f"user-{n}": serving_made.raw_events(made[0], n)[-6:] for n in range(3)}
-    with server.client() as http:
+    timelines = {f"user-{n}": serving_made.raw_events(made_export[0], n)[-6:] for n in range(3)}
+    with served.client() as http:
         for user, events in timelines.items():
             done = http.put(f"/v1/users/{user}/events", json={"events": events})
             assert done.status_code == 200 and done.json()["told"] == len(events)
@@ -81,8 +70,8 @@ class Truth:
 
 
 @pytest.fixture(scope="module")
-def truth(made):
-    return Truth(made[0])
+def truth(made_export):
+    return Truth(made_export[0])
 
 
 def curl(server, path: str, *flags: str) -> tuple[int, str]:
@@ -145,19 +134,19 @@ def test_texts_are_gone_on_with_up_to_a_stop(client, told, truth):
     assert found.choices[0].finish_reason == "stop"
 
 
-def test_an_answer_may_be_an_item_alone(client, told, made):
-    titles = made[0].dataset.items.titles[KNOWN:]
+def test_an_answer_may_be_an_item_alone(client, told, made_export):
+    titles = made_export[0].dataset.items.titles[KNOWN:]
     for user in (None, *told):
         text = said(client, user, max_tokens=40, extra_body={"items_only": True})
         assert text in titles
 
 
-def test_recommendations_are_those_of_the_search(server, told, truth, made):
-    run = made[0]
+def test_recommendations_are_those_of_the_search(served, told, truth, made_export):
+    run = made_export[0]
     titles = run.dataset.items.titles[KNOWN:]
     catalog = Catalog(run.tokenizer.answers(titles), truth.generator.config.vocab_size)
     prompts = run.tokenizer.prompts([PROMPT])
-    with server.client() as http:
+    with served.client() as http:
         for user, events in told.items():
             seen = {event["item"] for event in events}
             exclude = np.array([item in seen for item in run.dataset.items.ids[KNOWN:]])
@@ -179,8 +168,8 @@ def test_recommendations_are_those_of_the_search(server, told, truth, made):
         assert not new["known"] and len(new["data"]) == 3
 
 
-def test_vectors_are_those_of_the_encoder(client, told, made):
-    run = made[0]
+def test_vectors_are_those_of_the_encoder(client, told, made_export):
+    run = made_export[0]
     encoder = trained.system(run)["streams"]["timeline"]["encoder"]
     recommender = Recommender(run.dataset, run.make_encoder, encoder, mesh=run.mesh)
     found = client.embeddings.create(model="tiny", input=[*told])
@@ -188,10 +177,10 @@ def test_vectors_are_those_of_the_encoder(client, told, made):
     np.testing.assert_allclose([one.embedding for one in found.data], wanted, atol=1e-5)
 
 
-def test_an_event_is_known_to_the_next_answer(server, client, truth, made):
-    run, user = made[0], "changing"
+def test_an_event_is_known_to_the_next_answer(served, client, truth, made_export):
+    run, user = made_export[0], "changing"
     events = serving_made.raw_events(run, 5)[-6:]
-    with server.client() as http:
+    with served.client() as http:
         for count in range(1, 7):
             done = http.post(f"/v1/users/{user}/events", json={"events": events[count - 1 : count]})
             assert done.json() == {"user": user, "version": count, "told": count, "unknown": 0}
@@ -207,7 +196,7 @@ def test_an_event_is_known_to_the_next_answer(server, client, truth, made):
         assert http.get(f"/v1/users/{user}").status_code == 404
 
 
-def test_curl_reaches_every_endpoint(server, told):
+def test_curl_reaches_every_endpoint(served, told):
     ask = {**HOW, "user": "user-0"}
     chat = {**ask, "messages": [{"role": "user", "content": PROMPT}]}
     for path, body, kind in (
@@ -215,16 +204,16 @@ def test_curl_reaches_every_endpoint(server, told):
         ("/v1/completions", {**ask, "prompt": PROMPT}, "text_completion"),
         ("/v1/embeddings", {"model": "tiny", "input": "user-0"}, "list"),
     ):
-        status, text = curl(server, path, *posted(body))
+        status, text = curl(served, path, *posted(body))
         assert status == 200 and json.loads(text)["object"] == kind
-    status, text = curl(server, "/v1/chat/completions", "-N", *posted({**chat, "stream": True}))
+    status, text = curl(served, "/v1/chat/completions", "-N", *posted({**chat, "stream": True}))
     events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     assert status == 200 and events[-1] == "[DONE]"
     assert json.loads(events[0])["choices"][0]["delta"]["role"] == "assistant"
     event = posted({"events": [{"item": "1"}]})
-    assert curl(server, "/v1/users/c/events", "-X", "PUT", *event)[0] == 200
-    assert json.loads(curl(server, "/v1/users/c/events", *event)[1])["told"] == 2
-    assert curl(server, "/v1/recommendations", *posted({"user": "c"}))[0] == 200
+    assert curl(served, "/v1/users/c/events", "-X", "PUT", *event)[0] == 200
+    assert json.loads(curl(served, "/v1/users/c/events", *event)[1])["told"] == 2
+    assert curl(served, "/v1/recommendations", *posted({"user": "c"}))[0] == 200
     for path in (
         "/v1/models",
         "/v1/models/tiny",
@@ -232,14 +221,14 @@ def test_curl_reaches_every_endpoint(server, told):
         "/v1/users/c",
         "/v1/items?query=the",
     ):
-        status, text = curl(server, path)
+        status, text = curl(served, path)
         assert status == 200 and json.loads(text)
-    assert curl(server, "/v1/users/c", "-X", "DELETE")[0] == 200
+    assert curl(served, "/v1/users/c", "-X", "DELETE")[0] == 200
     for path in ("/", "/health", "/ready", "/metrics", "/openapi.json"):
-        assert curl(server, path)[0] == 200
+        assert curl(served, path)[0] == 200
 
 
-def test_what_cannot_be_done_is_said_in_openais_form(server, client):
+def test_what_cannot_be_done_is_said_in_openais_form(served, client):
     for wrong, named in (
         ({"max_tokens": 10**6}, "positions"),
         ({"logprobs": True}, "logprobs"),
@@ -248,7 +237,7 @@ def test_what_cannot_be_done_is_said_in_openais_form(server, client):
         ({"items_only": True, "max_tokens": 1}, "max_new_tokens"),
     ):
         body = {**HOW, "messages": [{"role": "user", "content": PROMPT}], **wrong}
-        status, text = curl(server, "/v1/chat/completions", *posted(body))
+        status, text = curl(served, "/v1/chat/completions", *posted(body))
         error = json.loads(text)["error"]
         assert status == 400 and named in error["message"]
         assert error["type"] == "invalid_request_error"
@@ -258,40 +247,40 @@ def test_what_cannot_be_done_is_said_in_openais_form(server, client):
         client.embeddings.create(model="tiny", input="stranger")
     for body in ('{"events": [{"item": "1", "rating": NaN}]}', '{"events": [{"item": "\\ud800"}]}'):
         flags = ("-H", "Content-Type: application/json", "-d", body)
-        assert curl(server, "/v1/users/odd/events", *flags)[0] == 400
-    assert curl(server, "/v1/users/odd")[0] == 404
+        assert curl(served, "/v1/users/odd/events", *flags)[0] == 400
+    assert curl(served, "/v1/users/odd")[0] == 404
     event = posted({"events": [{"item": "1"}]})
     for name, status in (("..", 400), (".", 400), ("...", 200), ("..a", 200)):
-        assert curl(server, f"/v1/users/{name}/events", "--path-as-is", *event)[0] == status
+        assert curl(served, f"/v1/users/{name}/events", "--path-as-is", *event)[0] == status
     large = posted({"events": [{"item": "x" * 2**21}]})
-    path = server.log.with_name("large.json")
+    path = served.log.with_name("large.json")
     path.write_text(large[-1])
     flags = ("-H", "Content-Type: application/json", "-d", f"@{path}")
-    assert curl(server, "/v1/users/odd/events", *flags)[0] == 413
+    assert curl(served, "/v1/users/odd/events", *flags)[0] == 413
     chunked = ("-H", "Transfer-Encoding: chunked")
-    assert curl(server, "/v1/users/odd/events", *flags, *chunked)[0] == 413
-    assert curl(server, "/v1/models", "-H", "Host: elsewhere.example")[0] == 400
+    assert curl(served, "/v1/users/odd/events", *flags, *chunked)[0] == 413
+    assert curl(served, "/v1/models", "-H", "Host: elsewhere.example")[0] == 400
 
 
-def test_figures_and_logs_tell_nothing_of_what_was_said(server, client, told):
+def test_figures_and_logs_tell_nothing_of_what_was_said(served, client, told):
     secret = "nobody may read this"
     said(client, "user-0", text=secret)
-    with server.client() as http:
+    with served.client() as http:
         figures = http.get("/metrics").text
     asked = 'user_llm_requests_total{method="POST",route="/v1/chat/completions",status="200"}'
     assert asked in figures and "user_llm_first_token_seconds_bucket" in figures
-    log = server.log.read_text()
-    assert "users.sqlite" in server.logged()[0]["said"]
-    assert any(line.get("route") == "/v1/users/{user}/events" for line in server.logged())
+    log = served.log.read_text()
+    assert "users.sqlite" in served.logged()[0]["said"]
+    assert any(line.get("route") == "/v1/users/{user}/events" for line in served.logged())
     for hidden in (secret, "user-0", PROMPT):
         assert hidden not in log and hidden not in figures
 
 
-def test_only_who_has_a_key_is_answered(made, tmp_path):
+def test_only_who_has_a_key_is_answered(made_export, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"# of the shop\n{KEY}\n")
     flags = ("--host", "0.0.0.0", "--api-keys", str(keys))
-    with serving_made.served(made[1], tmp_path, *flags) as server:
+    with serving_made.served(made_export[1], tmp_path, *flags) as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as one:
             assert said(one)
         for wrong in ("wrong", f"{KEY}x"):
@@ -305,22 +294,22 @@ def test_only_who_has_a_key_is_answered(made, tmp_path):
         assert KEY not in server.log.read_text()
 
 
-def test_servers_that_others_reach_want_keys(made, monkeypatch, capsys):
+def test_servers_that_others_reach_want_keys(made_export, monkeypatch, capsys):
     monkeypatch.delenv("USER_LLM_API_KEYS", raising=False)
-    assert cli.main(["serve", str(made[1]), "--host", "0.0.0.0"]) == 2
+    assert cli.main(["serve", str(made_export[1]), "--host", "0.0.0.0"]) == 2
     assert "--unlocked" in capsys.readouterr().err
 
 
-def test_too_few_events_to_read_a_user_anew_are_not_served(made, capsys):
-    assert cli.main(["serve", str(made[1]), "--kept", "8"]) == 2
+def test_too_few_events_to_read_a_user_anew_are_not_served(made_export, capsys):
+    assert cli.main(["serve", str(made_export[1]), "--kept", "8"]) == 2
     assert "keep at least 9" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def narrow(made, tmp_path_factory):
+def narrow(made_export, tmp_path_factory):
     """A server that answers one request at a time, and lets one wait."""
     folder, flags = tmp_path_factory.mktemp("narrow"), ("--rows", "1", "--waiting", "1")
-    with serving_made.served(made[1], folder, *flags) as server:
+    with serving_made.served(made_export[1], folder, *flags) as server:
         yield server
 
 

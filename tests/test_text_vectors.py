@@ -8,14 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from encoder_made import write_encoder
+from encoder_made import WORDS
 
 from user_llm.cli import main
 from user_llm.data import builders
 from user_llm.data.dataset import load
 from user_llm.inference.text_vectors import TextVectorizer, TextVectors, write
 
-WORDS = ["the", "a", "film", "was", "good", "bad", "long", "funny", "sad", "ending", "of", "actor"]
 # From a fixed list, as like and as unlike as people write.
 SENTENCES = [
     "The film was a delight from beginning to end.",
@@ -31,19 +30,13 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A folder with a random BERT and a tokenizer of a few words."""
-    return write_encoder(tmp_path_factory.mktemp("encoder"), WORDS)
-
-
 def draw(count, seed=0):
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(5, 60))) for _ in range(count)]
 
 
-def test_a_text_has_the_same_vector_in_any_company(encoder):
-    vectorizer, texts = TextVectorizer(encoder, rows=8), draw(21)
+def test_a_text_has_the_same_vector_in_any_company(text_encoder):
+    vectorizer, texts = TextVectorizer(text_encoder, rows=8), draw(21)
     together = vectorizer(texts)
     for text, vector in zip(texts[:5], together, strict=False):
         np.testing.assert_allclose(vectorizer([text])[0], vector, atol=1e-5)
@@ -51,30 +44,30 @@ def test_a_text_has_the_same_vector_in_any_company(encoder):
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_what_another_process_has_begun_is_no_content(encoder, tmp_path):
+def test_what_another_process_has_begun_is_no_content(text_encoder, tmp_path):
     (tmp_path / ".index.json.0123abcd.tmp").write_text("{")
-    write(TextVectorizer(encoder), WORDS, tmp_path)
+    write(TextVectorizer(text_encoder), WORDS, tmp_path)
     assert TextVectors(tmp_path).has(WORDS)
     (tmp_path / "index.json").unlink()
     with pytest.raises(ValueError, match="is not an empty folder"):
-        write(TextVectorizer(encoder), WORDS, tmp_path)
+        write(TextVectorizer(text_encoder), WORDS, tmp_path)
 
 
-def test_meshes_make_the_same_vectors(encoder, mesh):
+def test_meshes_make_the_same_vectors(text_encoder, mesh):
     texts = draw(10)
-    wanted = TextVectorizer(encoder, mesh(1), rows=8)(texts)
+    wanted = TextVectorizer(text_encoder, mesh(1), rows=8)(texts)
     for shape in ((8,), (2, 2, 2)):
-        found = TextVectorizer(encoder, mesh(*shape), rows=8)(texts)
+        found = TextVectorizer(text_encoder, mesh(*shape), rows=8)(texts)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_an_instruction_stands_before_every_text(encoder):
-    plain, told = TextVectorizer(encoder), TextVectorizer(encoder, instruction="funny ")
+def test_an_instruction_stands_before_every_text(text_encoder):
+    plain, told = TextVectorizer(text_encoder), TextVectorizer(text_encoder, instruction="funny ")
     np.testing.assert_allclose(told(["film"]), plain(["funny film"]), atol=1e-6)
 
 
-def test_each_text_is_embedded_once(encoder, tmp_path, monkeypatch):
-    vectorizer, texts = TextVectorizer(encoder, rows=8), draw(40)
+def test_each_text_is_embedded_once(text_encoder, tmp_path, monkeypatch):
+    vectorizer, texts = TextVectorizer(text_encoder, rows=8), draw(40)
     assert write(vectorizer, [*texts, *texts], tmp_path / "out", size=15) == 40
     kept = TextVectors(tmp_path / "out")
     np.testing.assert_allclose(kept.vectors[kept.rows(texts)], vectorizer(texts), atol=1e-6)
@@ -90,13 +83,13 @@ def test_each_text_is_embedded_once(encoder, tmp_path, monkeypatch):
         grown.rows([texts[0], "never said"])
 
 
-def test_other_vectors_and_damage_are_refused(encoder, tmp_path):
+def test_other_vectors_and_damage_are_refused(text_encoder, tmp_path):
     out, texts = tmp_path / "out", draw(5)
     with pytest.raises(ValueError, match="holds no vectors"):
         TextVectors(out)
-    write(TextVectorizer(encoder), texts, out)
+    write(TextVectorizer(text_encoder), texts, out)
     with pytest.raises(ValueError, match=r"other vectors \(instruction differ\)"):
-        write(TextVectorizer(encoder, instruction="the "), texts, out)
+        write(TextVectorizer(text_encoder, instruction="the "), texts, out)
     (path,) = out.glob("*.array_record")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -116,26 +109,26 @@ text_vectors.write(vectorizer, draw(4000), Path(sys.argv[2]), size=20)
 
 
 @pytest.mark.slow
-def test_what_was_killed_goes_on(encoder, tmp_path):
+def test_what_was_killed_goes_on(text_encoder, tmp_path):
     out = tmp_path / "out"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, encoder, out], env=env)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, text_encoder, out], env=env)
     while process.poll() is None and len(list(out.glob("vectors-*"))) < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = len(TextVectors(out))
     assert 0 < before < len(set(draw(4000)))
-    vectorizer, texts = TextVectorizer(encoder), draw(4000)
+    vectorizer, texts = TextVectorizer(text_encoder), draw(4000)
     assert write(vectorizer, texts, out) == len(set(texts)) - before
     kept = TextVectors(out)
     np.testing.assert_allclose(kept.vectors[kept.rows(texts)], vectorizer(texts), atol=1e-5)
 
 
-def test_the_verb_embeds_what_a_data_set_says(encoder, tmp_path, capsys):
+def test_the_verb_embeds_what_a_data_set_says(text_encoder, tmp_path, capsys):
     folder = builders.build("world", source=None, data_dir=tmp_path, users=20)
     out = tmp_path / "out"
-    command = ["embed-texts", str(encoder), str(folder), "--out", str(out)]
+    command = ["embed-texts", str(text_encoder), str(folder), "--out", str(out)]
     assert main([*command, "--of", "titles"]) == 0
     titles = {title for title in load(folder).items.titles if title}
     assert f"{len(titles)} vectors, of which {len(titles)} are new" in capsys.readouterr().out

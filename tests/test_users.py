@@ -5,7 +5,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from test_growing import WINDOW, drawn, subject  # noqa: F401 (a fixture)
+from growing_made import CASES, WINDOW, drawn, follower
 
 from user_llm.serving.sqlite_store import SQLiteStore
 from user_llm.serving.store import Full
@@ -21,9 +21,9 @@ def store(tmp_path):
     made.close()
 
 
-@pytest.fixture
-def growing(subject):  # noqa: F811
-    return subject[2]
+@pytest.fixture(scope="module", params=CASES)
+def growing(request):
+    return follower(request.param)[2]
 
 
 def followed(store, growing, model="first", **how):
