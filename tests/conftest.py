@@ -1,13 +1,25 @@
 """Strictness lives here: shapes checked, dtypes promoted by hand, eight simulated CPU devices."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-# Before jax is imported; subprocesses inherit it.
+# Before jax is imported; subprocesses and xdist's workers inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads: a collective holds one of each device, and with too few all can wait for others.
 os.environ.setdefault("NPROC", "64")
+# Tests compile much and compute little: cheaply, and once for all processes of a session.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Each process would compile some thousand modules again: half of a short one's time.
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{compiled}/bytecode"
 
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -22,8 +34,6 @@ from jaxtyping import install_import_hook
 # Both take effect only before the backend starts and before the package is imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Tests compile much and compute little. What they start as processes of their own is optimized.
-jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("user_llm", "beartype.beartype")
 settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
 settings.load_profile("unhurried")

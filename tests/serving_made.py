@@ -18,10 +18,6 @@ from user_llm import stages
 from user_llm.runs import Run
 from user_llm.serving import export
 
-CHEAP = {  # servers of a test compile little, and each thing once
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 WAITED = 120.0  # seconds for a server to be there
 
 
@@ -93,7 +89,6 @@ def served(
     log = folder / f"server-{time.monotonic_ns()}.log"
     command = [*within, sys.executable, "-m", "user_llm.cli", "serve", str(exported)]
     command += ["--port", "0", "--cold"]
-    env = CHEAP | {"JAX_COMPILATION_CACHE_DIR": str(exported.with_name("compiled"))} | env
     if "--users" not in flags:
         command += ["--users", str(folder / "users.sqlite")]
     with log.open("w") as file:

@@ -38,10 +38,7 @@ class Training:
         self.stage = folder / "pretrain"
         arguments = [str(folder), str(shared / "data"), str(STEPS)]
         self.command = [sys.executable, runs_made.__file__, *arguments]
-        # What one process compiled, the next one finds: most of their time would go into it.
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(shared / "cache")}
-        always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        self.environment = os.environ | cache | always
+        self.environment = os.environ.copy()
 
     def start(self, count: int = 1) -> Job:
         return Job(self.command, count, DEVICES, self.environment)

@@ -29,7 +29,6 @@ SIZES = serving_benchmark.Sizes(
 
 @pytest.mark.slow
 def test_servers_are_loaded_and_told_of_events(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     result = serving_benchmark.benchmark(
         tmp_path,
         decoders=["tiny"],

@@ -51,8 +51,9 @@ class Batch:
         self.training = Training(folder / "run", folder)
         config, script = folder / "tiny.py", folder / "job.sh"
         config.write_text(CONFIG.format(tests=str(Path(__file__).parent)))
-        cache = "--env=JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
-        options = ["--target=slurm", "--verb=pretrain", f"--run-dir={folder / 'run'}", cache]
+        cache = "JAX_COMPILATION_CACHE_DIR"  # would be beside the run, and each has its own
+        options = ["--target=slurm", "--verb=pretrain", f"--run-dir={folder / 'run'}"]
+        options.append(f"--env={cache}={os.environ[cache]}")
         assert cli.main(["launch", "render", str(config), *options, f"--out={script}"]) == 0
         # The script asks for a task on each node; here is but one node.
         said = self.call("sbatch", "--ntasks-per-node=2", str(script))
