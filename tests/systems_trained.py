@@ -1,6 +1,6 @@
 """Systems trained for some steps from the same start on any mesh; here too as one of two processes.
 
-`python systems_trained.py OUT 2x2x2` writes the losses of every system.
+`python systems_trained.py OUT 2x2x2 CASE ...` writes the losses of those systems.
 """
 
 import json
@@ -68,9 +68,8 @@ def train(case, mesh):
 
 if __name__ == "__main__":
     out, shape = Path(sys.argv[1]), map(int, sys.argv[2].split("x"))
-    jax.config.update("jax_disable_most_optimizations", True)
     processes.join()
     grid = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), shape, strict=True))))
-    found = {case: train(case, grid)[0] for case in CASES}
+    found = {case: train(case, grid)[0] for case in sys.argv[3:]}
     if jax.process_index() == 0:
         out.write_text(json.dumps(found))
