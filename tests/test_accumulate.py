@@ -53,10 +53,18 @@ def stepped(name, mesh, parts):
         return step(init(jax.random.key(0)), batch, jax.random.key(1))
 
 
-@pytest.mark.parametrize("name", LESSONS)
+SLOW = pytest.param("user_llm", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["encoder", "next_few", SLOW])
+def lesson(request, mesh):
+    """A lesson's name, and the step of its whole batch."""
+    return request.param, stepped(request.param, mesh(1, 1, 1), 1)
+
+
 @pytest.mark.parametrize(("shape", "parts"), [((1, 1, 1), 4), ((2, 1, 2), 2)])
-def test_parts_make_the_step_of_the_whole_batch(name, shape, parts, mesh):
-    whole, wanted = stepped(name, mesh(1, 1, 1), 1)
+def test_parts_make_the_step_of_the_whole_batch(lesson, shape, parts, mesh):
+    name, (whole, wanted) = lesson
     state, metrics = stepped(name, mesh(*shape), parts)
     assert metrics.keys() == wanted.keys() and "counts" not in metrics
     for figure in wanted:

@@ -35,13 +35,16 @@ BENCHMARK = {"rounds": 1, "repeats": 1}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    experiment = EXPERIMENT.model_copy(
-        update={
-            "evaluation": EXPERIMENT.evaluation.model_copy(update={"baselines": ("text_prompt",)})
-        }
-    )
-    made = Run(experiment, tmp_path_factory.mktemp("run"))
+def run(tmp_path_factory, mesh):
+    """A run of two systems that have learned next to nothing: what is asked is what they cost."""
+    idle, short = {"steps": 0}, {"steps": 1, "validate_every": 0}
+    parts = {"pretrain": short, "warmup": idle, "align": idle, "finetune": short}
+    parts["evaluation"] = {"baselines": ("text_prompt",)}
+    changed = {
+        name: getattr(EXPERIMENT, name).model_copy(update=update) for name, update in parts.items()
+    }
+    made = Run(EXPERIMENT.model_copy(update=changed), tmp_path_factory.mktemp("run"))
+    made.mesh = mesh()
     stages.finetune(made)
     stages.finetune(made, "text_prompt")
     return made
@@ -95,6 +98,7 @@ def test_of_a_run_the_text_is_what_its_data_set_says(run, tmp_path):
     assert text["prompt_tokens"] > ours["prompt_tokens"] and text["asked"]["1"]["first"] > 0
 
 
+@pytest.mark.slow
 def test_answers_are_the_same_from_what_is_kept(run):
     subject = of_run(run, (2,))
     systems = {
@@ -108,12 +112,14 @@ def test_answers_are_the_same_from_what_is_kept(run):
         assert np.shape(answers[0]) == (5, 3)
 
 
+@pytest.mark.slow
 def test_histories_that_no_user_has_or_no_decoder_has_room_for_are_left_out(run):
     long = run.experiment.encoder.window
     prompts = of_run(run, (2, long, long + 1)).prompts
     assert set(prompts) == {2, long} and prompts[2].told and prompts[long].told is None
 
 
+@pytest.mark.slow
 def test_first_tokens_need_no_other_process(run):
     result = inference_benchmark.first_tokens(run)
     systems = {row["system"] for row in result["rows"]}
