@@ -33,7 +33,7 @@ SPECS = {
     "step": P(),
 }
 CONFIG = {"name": "tiny", "seed": 3}
-FLIPS = int(os.environ.get("USER_LLM_FLIPS", 250))
+FLIPS = int(os.environ.get("USER_LLM_FLIPS", 100))
 
 
 def make_state(mesh, seed=0):

@@ -25,7 +25,7 @@ from user_llm.training.watchdog import STUCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 DEVICES = 4  # of all processes together
-KILLS = int(os.environ.get("USER_LLM_KILLS", 4))
+KILLS = int(os.environ.get("USER_LLM_KILLS", 3))
 AHEAD = 4  # steps that a killed job is given to make, and about two more before it is dead
 STEPS = max(30, 7 * KILLS)  # so that no kill comes too late
 MOMENTS = ("start-up", "step", "save")  # at which a job is killed

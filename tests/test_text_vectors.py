@@ -104,7 +104,7 @@ from pathlib import Path
 from user_llm.inference import text_vectors
 from test_text_vectors import draw
 vectorizer = text_vectors.TextVectorizer(sys.argv[1], rows=4)
-text_vectors.write(vectorizer, draw(4000), Path(sys.argv[2]), size=20)
+text_vectors.write(vectorizer, draw(1000), Path(sys.argv[2]), size=20)
 """
 
 
@@ -118,8 +118,8 @@ def test_what_was_killed_goes_on(text_encoder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = len(TextVectors(out))
-    assert 0 < before < len(set(draw(4000)))
-    vectorizer, texts = TextVectorizer(text_encoder), draw(4000)
+    assert 0 < before < len(set(draw(1000)))
+    vectorizer, texts = TextVectorizer(text_encoder), draw(1000)
     assert write(vectorizer, texts, out) == len(set(texts)) - before
     kept = TextVectors(out)
     np.testing.assert_allclose(kept.vectors[kept.rows(texts)], vectorizer(texts), atol=1e-5)
