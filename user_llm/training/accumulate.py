@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from user_llm.sharding import constrain
 from user_llm.training.losses import COUNTS
 
-Params = dict[str, Any]  # nested dicts of arrays
-
 
 def accumulated(
-    measure: Callable, parts: int, places: Any, trained: Params, batch: dict, key: jax.Array
-) -> tuple[tuple[jax.Array, dict], Params]:
+    measure: Callable, parts: int, places: Any, trained: dict, batch: dict, key: jax.Array
+) -> tuple[tuple[jax.Array, dict], dict]:
     """What `jax.value_and_grad(measure, has_aux=True)` gives, of one part of the batch at a time.
 
     What a loss draws is drawn for each part anew.
