@@ -23,7 +23,6 @@ class Chip:
 
     flops: float  # products and sums of bfloat16 a second
     hbm: float  # bytes
-    bandwidth: float  # bytes a second between a chip and its memory
     link: float  # bytes a second to one neighbour
     clock: float  # cycles a second
     axes: int  # in which there are neighbours
@@ -34,10 +33,10 @@ class Chip:
 # of 128 x 128: 8 in a chip of v4 and v5p, 4 in v5e, and in v6e what are 16. A link is a sixth, or
 # on two axes a fourth, of the bandwidth between chips one way.
 CHIPS = {
-    "v4": Chip(275e12, 30.75 * GIB, 1.2e12, 50e9, 1.05e9, 3, 4),
-    "v5e": Chip(197e12, 15.75 * GIB, 0.82e12, 50e9, 1.5e9, 2, 16),
-    "v5p": Chip(459e12, 95.74 * GIB, 2.765e12, 100e9, 1.75e9, 3, 4),
-    "v6e": Chip(918e12, 31.25 * GIB, 1.64e12, 100e9, 1.75e9, 2, 16),
+    "v4": Chip(275e12, 30.75 * GIB, 50e9, 1.05e9, 3, 4),
+    "v5e": Chip(197e12, 15.75 * GIB, 50e9, 1.5e9, 2, 16),
+    "v5p": Chip(459e12, 95.74 * GIB, 100e9, 1.75e9, 3, 4),
+    "v6e": Chip(918e12, 31.25 * GIB, 100e9, 1.75e9, 2, 16),
 }
 
 
