@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans
 
 from user_llm.data import peer_index, peers
 from user_llm.data.peers import (
-    UserClusters,
     differences,
     least_similar_peers,
     random_peers,
@@ -79,40 +78,11 @@ def test_few_are_all_taken_and_of_equal_ones_the_first():
     assert found.tolist() == [[8, 4, -1, -1], [3, -1, -1, -1]]
 
 
-def test_users_are_represented_by_those_nearest_to_the_other_centres(monkeypatch):
-    rng = np.random.default_rng(0)
-    means = 10 * np.eye(5, 8)
-    vectors = np.concatenate([m + rng.normal(size=(40, 8)) for m in means]).astype("f4")
-    vectors = vectors[rng.permutation(len(vectors))]
-    clusters = UserClusters.fit(vectors, size=150)
-    away = np.array([[sum((v - c) ** 2) for c in clusters.centres] for v in vectors.astype("f8")])
-    own = away.argmin(1)
-    nearest = [min((away[u, c], u) for u in range(200) if own[u] == c)[1] for c in range(5)]
-    assert clusters.nearest.tolist() == nearest and len(set(own.tolist())) == 5
-    found = clusters.representatives(vectors)
-    for row, label in zip(found.tolist(), own.tolist(), strict=True):
-        assert row == [user for c, user in enumerate(nearest) if c != label]
-    monkeypatch.setattr(peer_index, "PIECE", 100)
-    again = UserClusters.fit(vectors, size=150)
-    np.testing.assert_array_equal(again.centres, clusters.centres)
-    np.testing.assert_array_equal(again.nearest, clusters.nearest)
-    np.testing.assert_array_equal(again.representatives(vectors), found)
-
-
-def test_fewer_or_equal_users_make_fewer_clusters():
-    vectors = np.eye(3, 4, dtype="f4")
-    assert UserClusters.fit(vectors).representatives(vectors).shape == (3, 2)
-    alike = np.ones((9, 4), "f4")
-    assert (UserClusters.fit(alike).representatives(alike) == -1).all()
-
-
 def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     peers._scikit_learn.cache_clear()
     with pytest.raises(ValueError, match="want scikit-learn; install the extra `peers`"):
         representatives(np.zeros(2), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match="want scikit-learn; install the extra `peers`"):
-        UserClusters.fit(np.zeros((9, 2)))
 
 
 def test_random_peers_go_by_their_seed_and_come_in_order():

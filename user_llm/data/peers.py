@@ -8,7 +8,6 @@ candidates, so nothing tells of what was later.
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from user_llm.data.peer_index import pieces
-from user_llm.data.timelines import Indices, sample
+from user_llm.data.timelines import Indices
 
 Peers = Int[np.ndarray, "M P"]
 Vectors = Float[np.ndarray, "N D"]
@@ -94,50 +93,6 @@ def least_similar_peers(
     found = np.full((len(events), most), -1)
     found[:, : order.shape[1]] = np.take_along_axis(candidates, order, axis=1)
     return found
-
-
-@dataclass(frozen=True)
-class UserClusters:
-    """Clusters of users by their vectors, fitted once, and the user nearest to each one's centre.
-
-    Vectors of users tell of all that they were made of: make them of events that are earlier than
-    any that is asked about.
-    """
-
-    centres: Float[np.ndarray, "C D"]
-    nearest: Int[np.ndarray, " C"]  # -1: nobody belongs to it
-
-    @classmethod
-    def fit(
-        cls, vectors: Vectors, k: int = 4, seed: int = 42, size: int = 100_000
-    ) -> "UserClusters":
-        """The k + 1 clusters of at most `size` of the users, to which then all users belong.
-
-        Raises:
-          ValueError: scikit-learn is not installed.
-        """
-        fitted = np.ascontiguousarray(vectors[sample(np.arange(len(vectors)), size)])
-        with _clustering() as cluster:
-            means = cluster.MiniBatchKMeans(min(k + 1, len(vectors)), random_state=seed)
-            centres = np.asarray(means.fit(fitted).cluster_centers_)
-        least, nearest = np.full(len(centres), np.inf), np.full(len(centres), -1)
-        for part in pieces(len(vectors), vectors.shape[1]):
-            distances = _distances(vectors[part], centres)
-            own = np.arange(len(centres)) == distances.argmin(1)[:, None]
-            distances = np.where(own, distances, np.inf)
-            closer = distances.min(0) < least
-            least[closer] = distances.min(0)[closer]
-            nearest[closer] = part.start + distances.argmin(0)[closer]
-        return cls(centres, nearest)
-
-    def representatives(self, vectors: Float[np.ndarray, "M D"]) -> Int[np.ndarray, "M k"]:
-        """The user nearest to each centre but that of the own cluster, for users' vectors."""
-        others = np.stack([np.delete(self.nearest, c) for c in range(len(self.centres))])  # [C, k]
-        others = np.take_along_axis(others, np.argsort(others < 0, axis=1, kind="stable"), axis=1)
-        found = np.full((len(vectors), others.shape[1]), -1)
-        for part in pieces(len(vectors), vectors.shape[1]):
-            found[part] = others[_distances(vectors[part], self.centres).argmin(1)]
-        return found
 
 
 def running_means(
