@@ -1,17 +1,15 @@
-"""The index of peers against brute force: strictly earlier, of others, one a user; any growth."""
+"""The index of peers against brute force: strictly earlier, of others, one a user."""
 
 import json
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers_made import arrays, events_of_a_user, everybody, grown, index, listed, worlds
+from peers_made import arrays, everybody, index, listed, worlds
 
 from user_llm.data import peer_building, peer_index
-from user_llm.data.peer_building import build, extend
+from user_llm.data.peer_building import build
 from user_llm.data.timelines import user_of
 
 tiny = pytest.mark.parametrize("memory", [0, 3 * peer_building.EVENT, peer_building.MEMORY])
@@ -101,66 +99,6 @@ def rows(users):
 def same(made, other):
     np.testing.assert_array_equal(made.events, other.events)
     np.testing.assert_array_equal(made.starts, other.starts)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """The files of the one index in a folder."""
-    (path,) = folder.iterdir()
-    return {file.name: file.read_bytes() for file in path.iterdir()}
-
-
-@tiny
-@settings(max_examples=60)
-@given(worlds, st.data())
-def test_an_extended_index_is_a_built_one_bit_by_bit(memory, users, data):
-    new, moved = grown(data, users)
-    with index(users) as old, TemporaryDirectory() as one, TemporaryDirectory() as other:
-        extend(old, moved, Path(one), *arrays(new), memory=memory)
-        build(Path(other), *arrays(new))
-        assert files(Path(one)) == files(Path(other))
-
-
-@settings(max_examples=50)
-@given(worlds, st.data())
-def test_events_that_arrive_late_and_items_between_the_old_ones_extend_an_index(users, data):
-    new = [[(time, 2 * item) for time, item in own] for own in users]
-    mark = [[True] * len(own) for own in users]
-    for own, old in zip(new, mark, strict=True):
-        for time, item in data.draw(events_of_a_user):
-            place = data.draw(st.integers(0, len(own)))
-            time = own[place - 1][0] if place else min(time, own[0][0] if own else 9)
-            own.insert(place, (time, item))
-            old.insert(place, False)
-    moved = np.flatnonzero([m for old in mark for m in old])
-    with index(users) as old, TemporaryDirectory() as one, TemporaryDirectory() as other:
-        extend(old, moved, Path(one), *arrays(new), memory=2 * peer_building.EVENT)
-        build(Path(other), *arrays(new))
-        assert files(Path(one)) == files(Path(other))
-
-
-def test_what_is_old_is_not_sorted_again(tmp_path, monkeypatch):
-    users = [[(0, 0), (1, 2)], [(3, 2)]]
-    old, sort, sizes = build(tmp_path, *arrays(users)), np.lexsort, []
-    monkeypatch.setattr(np, "lexsort", lambda keys: sizes.append(len(keys[0])) or sort(keys))
-    extend(old, np.arange(3), tmp_path, *arrays([*users, [(1, 2), (4, 0)]]))
-    assert sum(sizes) == 2
-
-
-def test_only_the_old_events_in_their_old_order_extend_an_index(tmp_path):
-    users = [[(0, 0), (1, 2)], [(3, 2)]]
-    old = build(tmp_path, *arrays(users))
-
-    def refused(match, moved, new):
-        with pytest.raises(ValueError, match=match):
-            extend(old, np.array(moved), tmp_path, *arrays(new))
-
-    refused("2 events are moved, but 3 were there", [0, 1], [*users, [(4, 0)]])
-    refused("not in their old order", [2, 1, 0], [*users, [(4, 0)]])
-    refused("not in their old order", [1, 2, 9], [*users, [(4, 0)]])
-    refused("other items or times", [0, 1, 3], [*users, [(4, 0)]])
-    refused("other items or times", [0, 1, 2], [[(0, 0), (1, 2)], [(3, 1)], [(4, 0)]])
-    refused("old items are not in their", [0, 1, 2], [[(0, 5), (1, 2)], [(3, 2)], [(4, 0)]])
-    assert len(list(tmp_path.iterdir())) == 1  # nothing is left of what failed
 
 
 def test_an_index_is_opened_again_where_its_data_set_is_the_same(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The index of peers on disk: built block by block of items, and extended as a data set grows.
+"""The index of peers on disk: built block by block of items.
 
 A folder holds `events.npy` and `starts.npy`, the arrays of `PeerIndex`, and `index.json`, which
 tells of which data set they are, and the SHA-256 of both.
@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from user_llm.data.peer_index import PeerIndex, bisect, pieces
+from user_llm.data.peer_index import PeerIndex, pieces
 from user_llm.data.timelines import Indices
 from user_llm.files import write_folder
 
@@ -39,38 +39,6 @@ def build(
     Raises:
       ValueError: the arrays do not fit each other, or the index that is there is damaged.
     """
-    return _index(folder, offsets, times, item, memory, None)
-
-
-def extend(
-    old: PeerIndex,
-    moved: Int[np.ndarray, " old"],
-    folder: Path,
-    offsets: Int[np.ndarray, " offsets"],
-    times: Int[np.ndarray, " N"],
-    item: Int[np.ndarray, " N"],
-    *,
-    memory: int = MEMORY,
-) -> PeerIndex:
-    """The same as `build` of a data set that has grown, but only what is new is sorted.
-
-    `moved` are the numbers that the old events, in their order, have in the new data set. Users and
-    items may have new numbers too, as long as their order is the old one.
-
-    Raises:
-      ValueError: as `build`; or those are not the old events, or they come in another order.
-    """
-    return _index(folder, offsets, times, item, memory, (old, moved))
-
-
-def _index(
-    folder: Path,
-    offsets: Indices,
-    times: Indices,
-    item: Indices,
-    memory: int,
-    known: tuple[PeerIndex, Indices] | None,
-) -> PeerIndex:
     if not len(times) == len(item) == offsets[-1]:
         raise ValueError(
             f"{len(times)} times and {len(item)} items are not the {offsets[-1]} events of offsets"
@@ -82,18 +50,11 @@ def _index(
             digest.update(np.ascontiguousarray(array[piece]).data)
     path = folder / f"peers-{digest.hexdigest()[:16]}"
     if not path.exists():
-        write_folder(path, partial(_write, digest.hexdigest(), times, item, memory, known))
+        write_folder(path, partial(_write, digest.hexdigest(), times, item, memory))
     return PeerIndex(offsets, times, item, **_read(path, digest.hexdigest()))
 
 
-def _write(
-    data: str,
-    times: Indices,
-    item: Indices,
-    memory: int,
-    known: tuple[PeerIndex, Indices] | None,
-    folder: Path,
-) -> None:
+def _write(data: str, times: Indices, item: Indices, memory: int, folder: Path) -> None:
     counts = np.zeros(max((int(item[piece].max()) for piece in pieces(len(item))), default=-1) + 1)
     counts = counts.astype(np.int64)
     for piece in pieces(len(item)):
@@ -101,20 +62,11 @@ def _write(
     starts = np.concatenate([[0], np.cumsum(counts)])
     np.save(folder / "starts.npy", starts)
     dtype = np.dtype(np.int32 if len(item) < 2**31 else np.int64)
-    fresh, kept = None, None
-    if known is not None:
-        renamed = _renamed(*known, times, item)
-        fresh = np.ones(len(item), bool)
-        fresh[known[1]] = False
-        kept = partial(_kept, *known, renamed)
     with (folder / "events.npy").open("wb") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (len(item),)}
         np.lib.format.write_array_header_1_0(file, header)
         for first, stop in pairwise(_blocks(starts, memory // EVENT)):
-            events = _sorted(first, stop, times, item, fresh)
-            if kept is not None:
-                events = _merged(kept(first, stop), events, times, item)
-            events.astype(dtype).tofile(file)
+            _sorted(first, stop, times, item).astype(dtype).tofile(file)
     told = {"data": data, "sha256": {name: _sha256(folder / name) for name in FILES}}
     (folder / "index.json").write_text(json.dumps(told, indent=2) + "\n")
 
@@ -146,58 +98,11 @@ def _blocks(starts: Indices, limit: int) -> list[int]:
     return cuts
 
 
-def _sorted(
-    first: int, stop: int, times: Indices, item: Indices, fresh: Bool[np.ndarray, " N"] | None
-) -> Indices:
-    """The events of the items from `first` to `stop`, of the fresh ones if there are old ones."""
+def _sorted(first: int, stop: int, times: Indices, item: Indices) -> Indices:
+    """The events of the items from `first` to `stop`."""
     found = []
     for piece in pieces(len(item)):
         mine = (item[piece] >= first) & (item[piece] < stop)
-        if fresh is not None:
-            mine &= fresh[piece]
         found.append(np.flatnonzero(mine) + piece.start)
     events = np.concatenate([np.zeros(0, np.int64), *found])
     return events[np.lexsort((times[events], item[events]))]  # stable, so ties are by number
-
-
-def _renamed(old: PeerIndex, moved: Indices, times: Indices, item: Indices) -> Indices:
-    """The new number of each old item; -1 of those that do not occur."""
-    if len(moved) != len(old.item):
-        raise ValueError(f"{len(moved)} events are moved, but {len(old.item)} were there")
-    renamed = np.full(len(old.starts) - 1, -1)
-    last, sound = -1, True
-    for piece in pieces(len(moved)):
-        new = moved[piece]
-        if not (new[0] > last and (np.diff(new) > 0).all() and new[-1] < len(item)):
-            raise ValueError("the moved events are not in their old order; build the index again")
-        last = new[-1]
-        renamed[old.item[piece]] = item[new]
-    for piece in pieces(len(moved)):
-        new = moved[piece]
-        sound &= np.array_equal(times[new], old.times[piece])
-        sound &= np.array_equal(item[new], renamed[old.item[piece]])
-    if not sound:
-        raise ValueError("the moved events have other items or times; build the index again")
-    if (np.diff(renamed[renamed >= 0]) <= 0).any():
-        raise ValueError("the old items are not in their old order; build the index again")
-    return renamed
-
-
-def _kept(old: PeerIndex, moved: Indices, renamed: Indices, first: int, stop: int) -> Indices:
-    """The old events of the items from `first` to `stop` in the index's order."""
-    items = np.flatnonzero((renamed >= first) & (renamed < stop))
-    if not len(items):
-        return np.zeros(0, np.int64)
-    return moved[old.events[old.starts[items[0]] : old.starts[items[-1] + 1]]]
-
-
-def _merged(kept: Indices, fresh: Indices, times: Indices, item: Indices) -> Indices:
-    """Two lists of events in the index's order as one."""
-
-    def before(places: Indices, rows: Indices) -> Bool[np.ndarray, "..."]:
-        a, b = kept[places], fresh[rows]
-        later = (times[a] < times[b]) | ((times[a] == times[b]) & (a < b))
-        return (item[a] < item[b]) | ((item[a] == item[b]) & later)
-
-    ends = np.full(len(fresh), len(kept))
-    return np.insert(kept, bisect(np.zeros_like(ends), ends, before), fresh)
