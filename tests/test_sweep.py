@@ -195,3 +195,11 @@ def test_the_command_runs_a_file_and_says_what_failed(ran, tmp_path, monkeypatch
     (tmp_path / "runs/mine/b/seed-0/report.html").unlink()
     assert cli.main(["sweep", "mine.py"]) == 2
     assert "failed: b/seed-0" in capsys.readouterr().err
+
+
+def test_a_child_finds_the_modules_that_its_parent_does(tmp_path, monkeypatch):
+    """Such as streams beside the sweep's file; what is installed still comes first."""
+    (tmp_path / "beside_the_sweep.py").write_text("")
+    (tmp_path / "json.py").write_text("raise ImportError('not the installed one')")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert sweep.child([sys.executable, "-c", "import beside_the_sweep, json"]) == 0

@@ -28,6 +28,9 @@ class Given(NamedTuple):
 class Stream(Protocol):
     """Something that is known of users, as a memory: an NNX module made by `Stream(given, rngs=)`.
 
+    A config names one's own `module:Class`. The module is looked for among what is installed, in
+    the working directory, and beside the config; whoever opens the run again must find it, too.
+
     A batch holds, of B users and T events each, the newest last and padding at the end:
 
     * `events`: by name, every feature of `given.features` [B, T] int32, of a bag [B, T, K] with 0
