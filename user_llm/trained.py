@@ -1,5 +1,7 @@
 """What a run has trained, read back; nothing is trained for it."""
 
+from collections.abc import Callable
+
 import optax
 from flax import nnx
 
@@ -19,12 +21,8 @@ def encoder(run: Run) -> Params:
     """
     if other := run.experiment.encoder_from:
         return encoder(Run.open(to_path(other), run.data_dir))
-    if not (saved := Checkpoints(run.folder / "pretrain" / "checkpoints")).steps():
-        raise ValueError(
-            f"{run.folder} holds no trained encoder; train it with `user-llm pretrain CONFIG`"
-        )
-    _, abstract, _ = setup(run.make_encoder, optax.identity(), nnx.Param, run.mesh)
-    return saved.restore_params(abstract.params).state
+    missing = "trained encoder; train it with `user-llm pretrain CONFIG`"
+    return _best(run, "pretrain", run.make_encoder, missing)
 
 
 def system(run: Run, name: str = "user_llm") -> Params:
@@ -33,11 +31,15 @@ def system(run: Run, name: str = "user_llm") -> Params:
     Raises:
       ValueError: it has not been fine-tuned at all.
     """
-    if not (saved := Checkpoints(run.folder / f"finetune-{name}" / "checkpoints")).steps():
-        raise ValueError(
-            f"{run.folder} holds no fine-tuned {name}; train it with `user-llm run CONFIG`"
-        )
-    make_model = run.make_model(run.systems[name])
+    missing = f"fine-tuned {name}; train it with `user-llm run CONFIG`"
+    return _best(run, f"finetune-{name}", run.make_model(run.systems[name]), missing)
+
+
+def _best(run: Run, stage: str, make_model: Callable[..., nnx.Module], missing: str) -> Params:
+    """The parameters of a stage's best checkpoint, where the run's mesh wants them."""
+    saved = Checkpoints(run.folder / stage / "checkpoints")
+    if not saved.steps():
+        raise ValueError(f"{run.folder} holds no {missing}")
     _, abstract, _ = setup(make_model, optax.identity(), nnx.Param, run.mesh)
     return saved.restore_params(abstract.params).state
 

@@ -9,7 +9,7 @@ import optax
 from user_llm.config import OptimConfig
 
 FLOOR = 1 / 20  # of the peak rate, where a cosine ends
-ENCODERS = ("encoder", "text_encoder")  # what streams call them, which come trained
+PRETRAINED = ("encoder", "text_encoder")  # what streams call them, which come trained
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -43,7 +43,7 @@ def slowed(updates: Any, share: float) -> Any:
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
         names = {getattr(key, "key", None) for key in path}
-        return update * share if names.intersection(ENCODERS) else update
+        return update * share if names.intersection(PRETRAINED) else update
 
     return jax.tree.map_with_path(scale, updates)
 
