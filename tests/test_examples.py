@@ -6,8 +6,8 @@ import timelines_made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from user_llm.data.examples import Examples
 from user_llm.data.features import KNOWN
-from user_llm.data.pipeline import Examples
 from user_llm.data.tasks import (
     OF_TIMELINES,
     TASKS,

@@ -13,10 +13,9 @@ import timelines_made
 from jax.sharding import Mesh
 
 from user_llm.data import pipeline
+from user_llm.data.examples import Examples, Hinted
 from user_llm.data.pipeline import (
     Documents,
-    Examples,
-    Hinted,
     PackedTimelines,
     batches,
     local_batch,

@@ -15,6 +15,7 @@ from user_llm.config import DIFFERENCE, TEXT_VECTOR, StageConfig, SystemConfig
 from user_llm.data import differences as apart
 from user_llm.data import pipeline, timelines
 from user_llm.data.dataset import Dataset
+from user_llm.data.examples import Examples, Hinted
 from user_llm.data.tasks import TASKS, NextItem, Task, practice
 from user_llm.data.timelines import sample
 from user_llm.files import to_path, write_atomically
@@ -179,7 +180,7 @@ def align(run: Run) -> Params:
     """
     system, config = run.experiment.system, run.experiment.align
     shown = training_examples(run, "user_llm", NextItem, history=ALIGNMENT_HISTORY)
-    source = pipeline.Hinted(shown)
+    source = Hinted(shown)
     stage = Stage(
         config=config,
         make_model=run.make_model(system),
@@ -306,10 +307,10 @@ def examples(
     asked: dict[Task, float] | None = None,
     history: int | None = None,
     drop: float = 0.0,
-) -> pipeline.Examples:
+) -> Examples:
     """What a system of the run is asked about these events: by default, as in its fine-tuning."""
     config, system = run.experiment.finetune, run.systems[name]
-    return pipeline.Examples(
+    return Examples(
         data or read_by(run, name),
         targets,
         asked or tasks(run, data),
@@ -333,7 +334,7 @@ def training_examples(
     *,
     history: int | None = None,
     drop: float = 0.0,
-) -> pipeline.Examples:
+) -> Examples:
     """The same about every training event that has another before it; of all tasks, or `only` one.
 
     Held-out items are in no history and no answer. Events of which no task asks are left out.

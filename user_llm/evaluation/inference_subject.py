@@ -25,7 +25,7 @@ from user_llm.config import (
     PerceiverConfig,
     SystemConfig,
 )
-from user_llm.data.pipeline import Examples
+from user_llm.data.examples import Examples
 from user_llm.data.tasks import NextItem
 from user_llm.data.timelines import user_of
 from user_llm.evaluation.answer_costs import Shape, Sizes

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
 from user_llm import stages
+from user_llm.data.examples import Asking, Examples
 from user_llm.data.features import KNOWN
-from user_llm.data.pipeline import Asking, Examples
 from user_llm.data.tasks import NextItem, Task
 from user_llm.inference.buckets import row_length
 from user_llm.inference.catalog import Catalog, beam_search
