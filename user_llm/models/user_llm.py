@@ -55,7 +55,17 @@ class ItemTokens(nnx.Module):
 
 
 class UserLLM(nnx.Module):
-    """A decoder that reads what its streams know of a user (arXiv 2402.13598, section 3.2)."""
+    """A decoder that reads what its streams know of a user (arXiv 2402.13598, section 3.2).
+
+    Args:
+      system: which streams, how they are read, what is trained.
+      features: of an event, the item first.
+      items: what an encoder is told of each item (see `EventEmbedding`).
+      text_encoder: of the vectors of texts, for streams that read them.
+
+    Raises:
+      ValueError: the system's settings contradict each other, or a stream cannot be made.
+    """
 
     def __init__(
         self,
@@ -171,6 +181,9 @@ class UserLLM(nnx.Module):
         """What share of its look at the timeline each cross-attention gives to each event.
 
         For every token; the shares of a token are 1 in sum, unless it sees latents alone.
+
+        Raises:
+          ValueError: it has no timeline, or no cross-attention that all its streams share.
         """
         memory = self.fuse(self.memories(batch))
         if memory is None or not self.system.looks:
