@@ -102,6 +102,7 @@ def main(
         timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
     socket = config.bind_socket()
+    socket.listen()  # whoever reads below where it is may call at once
     where = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     logger.info("serving %s at %s; users in %s", name, where, service.users.store)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own, which drains, passes it on
