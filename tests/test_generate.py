@@ -186,7 +186,9 @@ def test_answer_ends_before_its_stop_token(generator):
         assert cut == (whole[: ends[0]] if ends else whole)
 
 
-@pytest.mark.parametrize("name", ["stories260K", "stories3M", "tinystories-656k"])
+@pytest.mark.parametrize(
+    "name", ["stories260K", pytest.param("stories3M", marks=pytest.mark.slow), "tinystories-656k"]
+)
 def test_greedy_answers_are_those_of_transformers(data_folder, name):
     folder = data_folder / "models" / name
     generator = Generator(import_decoder(folder))
