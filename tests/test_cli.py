@@ -21,6 +21,7 @@ def config() -> Experiment:
 def sweep() -> Sweep:
     return Sweep(experiments=(config(),))
 """
+CONFIGS = str(Path(__file__).parents[1] / "configs")
 TARGETS = dict(cli.TARGETS)
 COMMANDS = {
     "quickstart": ["quickstart"],
@@ -42,7 +43,11 @@ COMMANDS = {
     "benchmark rectools": ["benchmark", "rectools", "runs/tiny", "--python", "python3"],
     "predict": ["predict", "runs/tiny", "--events", "new.jsonl", "--top", "3"],
     "embed": ["embed", "runs/tiny", "--out", "vectors"],
-    "zoo": ["zoo", "--items", "9"],
+    "zoo sizes": ["zoo", "sizes", "--items", "9"],
+    "zoo list": ["zoo", "list", "--configs", CONFIGS],
+    "zoo show": ["zoo", "show", "quickstart", "--configs", CONFIGS],
+    "zoo table": ["zoo", "table", "--configs", CONFIGS],
+    "zoo count": ["zoo", "count", "--configs", CONFIGS],
     "export": ["export", "runs/tiny", "--out", "exports/tiny", "--format", "stablehlo"],
     "serve": ["serve", "exports/tiny", "--port", "0", "--rows", "4"],
     "embed-texts": ["embed-texts", "models/bert", "datasets/tiny", "--out", "vectors"],

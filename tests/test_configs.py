@@ -10,7 +10,8 @@ from user_llm.config import Experiment
 from user_llm.models.user_llm import check
 from user_llm.sweep import default_folder, place
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.rglob("*.py") if path.name != "zoo.py")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -29,7 +29,7 @@ ROOMS = (
     ("serving",),
     ("evaluation",),  # judges what is served, too
     ("launch", "sweep"),  # one experiment on many machines; many, one after the other
-    ("benchmarks", "commands", "grammar"),  # what the verbs do; how they are spelled
+    ("benchmarks", "commands", "grammar", "zoo"),  # what the verbs do; how they are spelled
     ("cli", "quickstart"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

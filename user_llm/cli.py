@@ -13,6 +13,7 @@ from user_llm import grammar
 
 if TYPE_CHECKING:
     from user_llm.config import Experiment, Sweep
+    from user_llm.zoo.entries import Zoo
 
 # What each verb calls with its options as keyword arguments.
 TARGETS = {
@@ -33,7 +34,11 @@ TARGETS = {
     "benchmark serving": "user_llm.benchmarks:serving",
     "benchmark int8": "user_llm.benchmarks:int8",
     "benchmark rectools": "user_llm.benchmarks:rectools",
-    "zoo": "user_llm.commands:zoo",
+    "zoo sizes": "user_llm.zoo.verbs:sizes",
+    "zoo list": "user_llm.zoo.verbs:listed",
+    "zoo show": "user_llm.zoo.verbs:show",
+    "zoo table": "user_llm.zoo.verbs:table",
+    "zoo count": "user_llm.zoo.verbs:parameters",
     "predict": "user_llm.commands:predict",
     "embed": "user_llm.commands:embed",
     "export": "user_llm.commands:export",
@@ -68,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options["table"] = load_sweep(options["file"])
         if verb == "report" and options["folder"].suffix == ".py":
             options["table"] = load_sweep(str(options["folder"]))
+        if "configs" in options:
+            options["zoo"], options["experiments"] = load_zoo(options["configs"])
         _load(TARGETS[verb])(**options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -117,6 +124,32 @@ def load_sweep(path: str) -> "Sweep":
     if not isinstance(table, Sweep):
         raise ValueError(f"sweep() in {path} returned {table!r}; return a Sweep")
     return table
+
+
+def load_zoo(folder: Path) -> tuple["Zoo", dict[str, tuple["Experiment", ...]]]:
+    """What the `zoo()` of a folder's `zoo.py` lists, and the experiments of each file it names.
+
+    Raises:
+      ValueError: there is no such file, or none of those it names; it has no `zoo()`, or that
+        returns something else.
+    """
+    from user_llm.zoo.entries import Zoo
+
+    if not (listed := folder / "zoo.py").is_file():
+        raise ValueError(
+            f"{folder} holds no zoo.py, which lists the systems; configs come with a checkout, not "
+            "with the package: go there, or name their folder with --configs DIR"
+        )
+    zoo, found = _returned(str(listed), "zoo", "Zoo"), {}
+    if not isinstance(zoo, Zoo):
+        raise ValueError(f"zoo() in {listed} returned {zoo!r}; return a Zoo")
+    for entry in zoo.systems:
+        path = str(folder / entry.config)
+        if entry.config not in found:
+            found[entry.config] = (
+                load_sweep(path).experiments if entry.row else (load_config(path),)
+            )
+    return zoo, found
 
 
 def _returned(path: str, name: str, kind: str) -> Any:

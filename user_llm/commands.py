@@ -30,7 +30,6 @@ from user_llm.files import AnyPath, write_whole
 from user_llm.inference import embeddings, text_vectors, vectors
 from user_llm.inference.memories import Memories
 from user_llm.launch import shapes
-from user_llm.models import zoo as sizes
 from user_llm.runs import Run
 from user_llm.serving import export as exports
 from user_llm.sharding import make_mesh
@@ -170,11 +169,6 @@ def dataset(data: DataConfig) -> str:
     of = data.made_from
     made = ("of", of.name, of.version) if of else ()
     return "_".join(filter(None, (data.name, data.version, *made)))
-
-
-def zoo(items: int) -> None:
-    """Lists the named sizes."""
-    print(sizes.table(items), sizes.decoder_table(), sep="\n\n")
 
 
 def predict(folder: AnyPath, events: Path, top: int, out: Path | None) -> None:

@@ -25,6 +25,11 @@ NAMES = {
     "ndcg_at_10": "NDCG@10",
     "mae": "MAE",
     "rmse": "RMSE",
+    "macro_f1": "macro-F1",
+    "expected_rmse": "expected RMSE",
+    "gflop": "GFLOP",
+    "mfu": "MFU",
+    "hbm_gib": "GiB of HBM",
 }
 MEANINGS = {
     "user_llm": "the LLM reads the user’s memory",

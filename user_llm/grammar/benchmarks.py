@@ -31,7 +31,9 @@ def _inference(verbs: Verbs) -> None:
     told = "whose system is measured; without it, ones of the published shape"
     sub.add_argument("run", type=run, nargs="?", metavar="RUN", help=told)
     count(sub, "--rounds", 2, ROUNDS)
-    told = "3m, 100m, or shapes that `user-llm zoo` lists (default: 3m 100m llama3_1b llama3_8b)"
+    told = (
+        "3m, 100m, or shapes that `user-llm zoo sizes` lists (default: 3m 100m llama3_1b llama3_8b)"
+    )
     sub.add_argument("--decoder", nargs="+", metavar="NAME", help=told)
     told = "events of a user (default: 25 50 100 200 400; of a run 10 25 50 100 200)"
     sub.add_argument("--history", dest="histories", type=int, nargs="+", metavar="N", help=told)
@@ -55,7 +57,7 @@ def _encoder(verbs: Verbs) -> None:
 def _decode(verbs: Verbs) -> None:
     sub = _measured(verbs, "decode", "time generation beside transformers")
     count(sub, "--rounds", 3, ROUNDS)
-    told = "a shape that `user-llm zoo` lists (default: a Llama of 134 M parameters)"
+    told = "a shape that `user-llm zoo sizes` lists (default: a Llama of 134 M parameters)"
     sub.add_argument("--decoder", metavar="NAME", help=told)
     _recorded(sub)
 
@@ -76,7 +78,7 @@ def _training(verbs: Verbs) -> None:
     sub = _measured(verbs, "training", "time a decoder's training")
     count(sub, "--steps", 8, "that each process is timed for; of them the middle one counts")
     count(sub, "--rounds", 2, ROUNDS)
-    told = "3m, 134m, or shapes that `user-llm zoo` lists (default: 3m 134m)"
+    told = "3m, 134m, or shapes that `user-llm zoo sizes` lists (default: 3m 134m)"
     sub.add_argument("--decoder", nargs="+", metavar="NAME", help=told)
     _recorded(sub)
 

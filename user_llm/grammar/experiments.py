@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from user_llm.grammar.options import WRITTEN, Verbs, add, group, local, rest, run
+from user_llm.grammar.options import WRITTEN, Verbs, add, count, group, local, rest, run
 
 FILE = "a file such as configs/quickstart.py"
 
@@ -43,10 +43,20 @@ def sweep(verbs: Verbs) -> None:
 
 
 def zoo(verbs: Verbs) -> None:
-    text = "list the named sizes of encoders and decoders with their parameters"
-    sub = add(verbs, "zoo", text)
-    told = "of the catalogue (default: %(default)s, as in MovieLens 1M)"
-    sub.add_argument("--items", type=int, default=3_706, metavar="N", help=told)
+    of_zoo = group(verbs, "zoo", "tell which systems there are, and what they came to")
+    listed = add(of_zoo, "zoo list", "list all systems with their results")
+    shown = add(of_zoo, "zoo show", "tell all of one system, and how to load it")
+    shown.add_argument("name", metavar="NAME", help="as `user-llm zoo list` has it")
+    table = add(of_zoo, "zoo table", "write the index of all systems, DIR/README.md")
+    told = "count the parameters of what was not counted, or is another since, where its data are"
+    counted = add(of_zoo, "zoo count", told)
+    for sub in (listed, shown, table, counted):
+        told = "the folder of the configs and their results (default: %(default)s)"
+        default = Path("configs")
+        sub.add_argument("--configs", type=local, default=default, metavar="DIR", help=told)
+    told = "list the named sizes of encoders and decoders with their parameters"
+    sizes = add(of_zoo, "zoo sizes", told)
+    count(sizes, "--items", 3_706, "of the catalogue, by default as in MovieLens 1M")
 
 
 def launch(verbs: Verbs) -> None:

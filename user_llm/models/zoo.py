@@ -1,7 +1,8 @@
 """The zoo: named sizes of encoders and decoders, and how many parameters they have."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -203,8 +204,13 @@ def decoder(name: str, **changes: Any) -> DecoderConfig:
 
 def count_decoder(config: DecoderConfig) -> int:
     """The parameters of a decoder; a tied table counts once."""
-    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model))))
+    return count_model(partial(Decoder, config))
+
+
+def count_model(make_model: Callable[..., nnx.Module]) -> int:
+    """The parameters of a model, which is made by shapes alone."""
+    model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def decoder_table() -> str:
