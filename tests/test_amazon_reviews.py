@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import review_files
+from remarks_told import remarks
 
 from user_llm.data.builders import build
 from user_llm.data.dataset import Dataset, load
@@ -29,10 +30,6 @@ SUMMED = [  # of the releases whose reviews begin with their summary
 
 def built(source: Path, version: str = "2014") -> Path:
     return build("amazon_reviews", source=source, data_dir=source.parent / "made", version=version)
-
-
-def remarks(folder: Path) -> str:
-    return "\n".join(json.loads((folder / "counts.json").read_text())["remarks"])
 
 
 def events(data: Dataset) -> dict[str, list[tuple]]:

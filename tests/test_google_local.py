@@ -1,10 +1,10 @@
 """Google Local's reviews of both releases become timelines and places."""
 
-import json
 from pathlib import Path
 
 import pytest
 import review_files
+from remarks_told import remarks
 
 from user_llm.data.builders import build
 from user_llm.data.dataset import load
@@ -22,10 +22,6 @@ def built(source: Path, version: str) -> Path:
 
 def written(folder: Path, version: str, **content) -> Path:
     return review_files.write(folder, "2018_local" if version == "2018" else version, **content)
-
-
-def remarks(folder: Path) -> str:
-    return "\n".join(json.loads((folder / "counts.json").read_text())["remarks"])
 
 
 @pytest.mark.parametrize("gz", [False, True])
