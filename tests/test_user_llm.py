@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
+from fusions_made import BATCH, CROSSED, NAMED, PLAIN, SOFT, changed, logits, make, with_decoder_of
 from models_made import CROSS, DECODER, ENCODER, FEATURES, PERCEIVER, random_batch, random_model
 
 from user_llm.config import (
@@ -16,7 +17,6 @@ from user_llm.config import (
     DifferenceConfig,
     LoRAConfig,
     OptimConfig,
-    SystemConfig,
     TextEncoderConfig,
 )
 from user_llm.inference.generate import Generator
@@ -26,35 +26,12 @@ from user_llm.training import losses
 from user_llm.training.optim import make_optimizer
 from user_llm.training.step import make_train_step, setup
 
-CROSSED = SystemConfig(cross_attention=CROSS, perceiver=PERCEIVER)
-SOFT = CROSSED.model_copy(update={"fusion": "soft_prompt"})
-PLAIN = CROSSED.model_copy(update={"streams": ()})
-NAMED = CROSSED.model_copy(update={"item_tokens": True})
 LORA = LoRAConfig(rank=2, targets=("q_proj", "up_proj"))
-BATCH = random_batch(0, (6, 2, 0))
-
-logits = jax.jit(lambda model, batch: model(batch))
-
-
-def make(system, decoder=DECODER):
-    return partial(UserLLM, system, decoder, ENCODER, FEATURES)
-
-
-def changed(system, **update):
-    return system.model_copy(update=update)
 
 
 @pytest.fixture(scope="module")
 def crossed():
     return random_model(make(CROSSED))
-
-
-def with_decoder_of(model, other):
-    """The model with every parameter of the other's decoder that it has too."""
-    flat = flatten_dict(nnx.to_pure_dict(nnx.state(model)))
-    given = flatten_dict(nnx.to_pure_dict(nnx.state(other)))
-    flat = {k: given[k] if k[0] == "decoder" and k in given else v for k, v in flat.items()}
-    return nnx.merge(nnx.graphdef(model), unflatten_dict(flat))
 
 
 def test_a_closed_gate_leaves_the_plain_decoder_bit_for_bit(crossed):
@@ -318,62 +295,6 @@ def test_contradictory_settings_are_refused():
         check(changed(placed, text_summary=True))
     for fine in (changed(CROSSED, perceiver=bare), changed(SOFT, streams=(), perceiver=bare)):
         check(fine)
-
-
-def items_in_numpy(params, vectors):
-    """The rows of `ItemTokens`, in float64."""
-
-    def normed(x, weight):
-        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * weight
-
-    flat = {n: np.asarray(x, np.float64) for n, x in flatten_dict(params, sep=".").items()}
-    up = normed(vectors, flat["projector.norm.weight"]) @ flat["projector.up_proj.kernel"]
-    bent = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))  # gelu
-    further = flat["gate"] * (bent @ flat["projector.down_proj.kernel"])
-    return flat["scale"] * (
-        normed(vectors, flat["norm.weight"]) @ flat["skip_proj.kernel"] + further
-    )
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_items_are_tokens_behind_the_words(tied):
-    decoder = DECODER.model_copy(update={"tie_word_embeddings": tied})
-    model, words = random_model(make(NAMED, decoder)), DECODER.vocab_size
-    table = np.asarray(model.streams["timeline"].encoder.embedding.items(), np.float64)
-    rows = items_in_numpy(nnx.to_pure_dict(nnx.state(model.item_tokens)), table)
-    found = np.asarray(logits(model, BATCH))
-    hidden = jax.jit(lambda model, batch: model.hidden(batch))(model, BATCH)
-    plain = jax.jit(lambda model, x: model.decoder.logits(x))(model, hidden)
-    np.testing.assert_allclose(found[..., :words], plain, rtol=1e-5, atol=1e-6)
-    by_hand = np.asarray(hidden, np.float64) @ rows.T
-    np.testing.assert_allclose(found[..., words:], by_hand, rtol=1e-4, atol=1e-5)
-    spoken = model.speaker().embed(words + jnp.arange(len(table))[None])
-    np.testing.assert_allclose(spoken[0], rows, rtol=1e-4, atol=1e-5)
-    assert len(rows) == FEATURES[0].size
-
-
-def test_items_can_be_all_that_a_stream_lends():
-    model = random_model(make(changed(NAMED, fusion="none")))
-    plain = with_decoder_of(random_model(make(PLAIN), seed=1), model)
-    found, words = logits(model, BATCH), DECODER.vocab_size
-    np.testing.assert_allclose(found[..., :words], logits(plain, BATCH), rtol=1e-5, atol=1e-6)
-    table = np.asarray(model.streams["timeline"].encoder.embedding.items(), np.float64)
-    rows = items_in_numpy(nnx.to_pure_dict(nnx.state(model.item_tokens)), table)
-    hidden = jax.jit(lambda model, batch: model.hidden(batch))(model, BATCH)
-    np.testing.assert_allclose(found[..., words:], hidden @ rows.T, rtol=1e-4, atol=1e-5)
-    other = BATCH | {"events": random_batch(1, (6, 2, 0))["events"]}
-    np.testing.assert_array_equal(logits(model, other), found)
-
-
-def test_the_loss_of_an_item_is_by_all_words_and_all_items():
-    model, words = random_model(make(NAMED)), DECODER.vocab_size
-    tokens = BATCH["tokens"].copy()
-    tokens[:, -1] = words + np.array([2, 7, 10])
-    batch = BATCH | {"tokens": tokens, "weights": (np.arange(5) == 4) * np.ones((3, 5), np.float32)}
-    loss, _ = jax.jit(losses.answer)(model, batch, jax.random.key(0))
-    before = np.asarray(logits(model, batch), np.float64)[:, -2]
-    chosen = np.take_along_axis(before, tokens[:, -1:], 1)[:, 0]
-    assert loss == pytest.approx((np.log(np.exp(before).sum(-1)) - chosen).mean(), rel=1e-5)
 
 
 def moving(path, strategy, encoder_frozen):
