@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_render import ROOT, job
+from manifests_made import ROOT, job
 
 from user_llm.launch import render
 
