@@ -6,7 +6,8 @@
 
 `Experiment` is a run as a value and `Run` its folder; `pretrain` and `finetune` train, or load what
 is trained; `recommender` and `System` answer. `load` reads a built data set without a run, `TASKS`
-are what can be asked, and `UserLLM` is the model itself.
+are what can be asked, and `UserLLM` is the model itself. Who writes a stream of their own makes a
+`Stream` of what it is `Given`, and of a batch a `Memory`.
 
 What stays: the names listed here, the fields of `Experiment`, the verbs of `user-llm`, and the
 files that a run and an export leave. Within a minor version they change in no way that breaks who
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from user_llm.data.tasks import TASKS as TASKS
     from user_llm.evaluation.system import System as System
     from user_llm.inference.recommend import Recommender as Recommender
+    from user_llm.models.layers import Memory as Memory
+    from user_llm.models.streams import Given as Given
+    from user_llm.models.streams import Stream as Stream
     from user_llm.models.user_llm import UserLLM as UserLLM
     from user_llm.runs import Run as Run
     from user_llm.stages import finetune as finetune
@@ -32,8 +36,11 @@ if TYPE_CHECKING:
 
 HOMES = {
     "Experiment": "config",
+    "Given": "models.streams",
+    "Memory": "models.layers",
     "Recommender": "inference.recommend",
     "Run": "runs",
+    "Stream": "models.streams",
     "System": "evaluation.system",
     "TASKS": "data.tasks",
     "UserLLM": "models.user_llm",

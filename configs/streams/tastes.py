@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from user_llm import quickstart
+from user_llm import Given, Memory, quickstart
 from user_llm.config import EvaluationConfig, Experiment, PretrainConfig, StageConfig
 from user_llm.data.dataset import Dataset
-from user_llm.models.layers import Memory
-from user_llm.models.streams import Given
 from user_llm.sharding import constrain
 
 SPANS = (10.0, 40.0, 400.0)  # days, at first
