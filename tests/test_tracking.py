@@ -1,8 +1,11 @@
 """Metrics read as one run, whatever happened to the process that wrote them."""
 
 import json
+import os
 import resource
 import struct
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import jax.numpy as jnp
@@ -132,6 +135,19 @@ def test_the_bar_shows_loss_and_rates_sparingly_in_a_log(tmp_path, capsys):
     assert len(lines) == 2
     assert "100/100" in lines[-1] and "loss=0.1235" in lines[-1] and "tokens/s=45.6k" in lines[-1]
     assert "grad_norm" not in lines[-1]
+
+
+def test_an_environment_without_bars_has_none_of_ours(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from user_llm.training.tracking import Tracker\n"
+        "with Tracker(Path(sys.argv[1]), total=1) as tracker: tracker.log(1, {'loss': 1.0})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(
+        command, env=os.environ | {"TQDM_DISABLE": "1"}, check=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert len(read(tmp_path)) == 1
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):

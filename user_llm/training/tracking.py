@@ -64,6 +64,7 @@ class Tracker:
             self._board = Board(self._here / "tensorboard", step)
         self._start = time.monotonic() - seconds
         pause = 0.5 if sys.stderr.isatty() else 60.0  # a log file keeps every line of the bar
+        hidden: dict[str, Any] = {} if self._writes else {"disable": True}
         self._bar = tqdm(
             desc=name,
             total=total,
@@ -71,7 +72,7 @@ class Tracker:
             unit="step",
             mininterval=pause,
             maxinterval=pause,
-            disable=not self._writes,
+            **hidden,  # else $TQDM_DISABLE decides
         )
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
