@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from user_llm.config import Experiment as Experiment
+    from user_llm.data.builders import build as build
     from user_llm.data.dataset import load as load
     from user_llm.data.tasks import TASKS as TASKS
     from user_llm.evaluation.system import System as System
@@ -44,6 +45,7 @@ HOMES = {
     "System": "evaluation.system",
     "TASKS": "data.tasks",
     "UserLLM": "models.user_llm",
+    "build": "data.builders",
     "finetune": "stages",
     "load": "data.dataset",
     "pretrain": "stages",

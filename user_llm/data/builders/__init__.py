@@ -17,7 +17,12 @@ BUILDERS = {  # by module
 
 
 def build(
-    name: str, *, source: Path | None, data_dir: Path, version: str = "", **options: Any
+    name: str,
+    *,
+    data_dir: Path,
+    source: Path | None = None,
+    version: str = "",
+    **options: Any,
 ) -> Path:
     """The folder below `data_dir` of the built data set, built now unless it is there already.
 
