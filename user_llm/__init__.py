@@ -5,9 +5,9 @@
     system = user_llm.System(run, "user_llm", user_llm.finetune(run))   # a decoder that reads it
 
 `Experiment` is a run as a value and `Run` its folder; `pretrain` and `finetune` train, or load what
-is trained; `recommender` and `System` answer. `load` reads a built data set without a run, `TASKS`
-are what can be asked, and `UserLLM` is the model itself. Who writes a stream of their own makes a
-`Stream` of what it is `Given`, and of a batch a `Memory`.
+is trained; `recommender` and `System` answer. `build` makes a data set and `load` reads it, without
+a run; `TASKS` are what can be asked, and `UserLLM` is the model itself. A stream of one's own is a
+`Stream`, made of what it is `Given`, that makes a `Memory` of a batch.
 
 What stays: the names listed here, the fields of `Experiment`, the verbs of `user-llm`, and the
 files that a run and an export leave. Within a minor version they change in no way that breaks who
