@@ -40,7 +40,7 @@ from user_llm.data.features import KNOWN
 from user_llm.data.tasks import FavoriteCategory
 from user_llm.data.world import World
 from user_llm.evaluation.evaluate import evaluate
-from user_llm.evaluation.metrics import table
+from user_llm.evaluation.rows import table
 from user_llm.training import tracking
 
 plt.style.use("user_llm.notebook")
