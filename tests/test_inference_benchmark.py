@@ -121,9 +121,10 @@ def test_histories_that_no_user_has_or_no_decoder_has_room_for_are_left_out(run)
 
 @pytest.mark.slow
 def test_first_tokens_need_no_other_process(run):
-    result = inference_benchmark.first_tokens(run)
-    systems = {row["system"] for row in result["rows"]}
-    assert systems == {"user_llm", "user_llm, memory kept"}  # there is no room for ten events' text
+    result = inference_benchmark.first_tokens(run, (2, 10))
+    systems = {(row["history"], row["system"]) for row in result["rows"]}
+    ours = {(events, name) for events in (2, 10) for name in ("user_llm", "user_llm, memory kept")}
+    assert systems == {*ours, (2, "text_prompt")}  # there is no room for ten events' text
     assert all(row["seconds"] > 0 for row in result["rows"])
     assert "× text" in inference_table.first_table(result)
 

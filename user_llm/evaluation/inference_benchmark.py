@@ -74,9 +74,9 @@ Row = dict[str, Any]
 Key = tuple[str, int, int]  # a system, events, and how many users ask at once
 
 
-def first_tokens(run: Run) -> dict[str, Any]:
+def first_tokens(run: Run, histories: Sequence[int] = RUN_HISTORIES) -> dict[str, Any]:
     """Our side's time to the first token of one user's answer, written to the run's folder."""
-    subject, rows = of_run(run, RUN_HISTORIES), []
+    subject, rows = of_run(run, histories), []
     for history, prompt in subject.prompts.items():
         costs = answer_costs.rows(subject.shape, prompt.sizes(history))
         timed = [row for row in costs if row["system"] in RUN_SYSTEMS]
