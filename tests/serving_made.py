@@ -18,15 +18,15 @@ from user_llm import stages
 from user_llm.runs import Run
 from user_llm.serving import export
 
-IDLE = ("warmup", "align")  # stages without steps
 WAITED = 300.0  # seconds for a server to be there
 
 
 def made_run(folder: Path, **system) -> Run:
     """A run whose system is fine-tuned a little."""
     own = EXPERIMENT.pretrain.model_copy(update={"steps": 2, "validate_every": 0})
-    idle = {part: getattr(EXPERIMENT, part).model_copy(update={"steps": 0}) for part in IDLE}
-    changes = {"system": EXPERIMENT.system.model_copy(update=system), "pretrain": own, **idle}
+    changes = {"system": EXPERIMENT.system.model_copy(update=system), "pretrain": own}
+    # Its warm-up is what makes answers of more than a token.
+    changes["align"] = EXPERIMENT.align.model_copy(update={"steps": 0})
     run = Run(EXPERIMENT.model_copy(update=changes), folder)
     stages.finetune(run)
     return run

@@ -132,7 +132,8 @@ class UserLLM(nnx.Module):
         A timeline's depends on the users alone, a persona on what they ask, too.
         """
         shown = {name: batch[name] for name in SHOWN if name in batch}
-        shown["embedding_length"] = self.decoder.embedding_length()
+        if any(getattr(stream, "embedded", False) for stream in self.streams.values()):
+            shown["embedding_length"] = self.decoder.embedding_length()
         return {name: remembered(name, self.streams[name], shown) for name in self.system.by_name}
 
     def own_losses(
@@ -258,7 +259,7 @@ def remembered(name: str, stream: Stream, batch: dict[str, Any]) -> Memory:
     Raises:
       ValueError: that is no memory, or not of the sizes that the stream tells.
     """
-    memory, users = stream(batch), len(batch["segments"])
+    memory, users = stream(batch), batch["segments"].shape[0]
     if not isinstance(memory, Memory):
         raise ValueError(f"the stream {name} made {type(memory).__name__} of a batch, no Memory")
     count = getattr(stream, "count", None) or memory.tokens.shape[1]

@@ -36,7 +36,7 @@ class Stream(Protocol):
     * `events`: by name, every feature of `given.features` [B, T] int32, of a bag [B, T, K] with 0
       where a row ends, of a vector [B, T, D] float32; and every other column of the data set.
     * `segments` [B, T] int32: 0 where there is no event, else 1.
-    * `embedding_length` []: the mean length of the decoder's embeddings.
+    * `embedding_length` [], where a stream is `embedded`: the mean length of the decoder's own.
     * `present`, of a system with a persona: `tokens` and `mask` of the text that is asked about.
     * `hint`, while a system is aligned: see `TimelineStream`.
 
