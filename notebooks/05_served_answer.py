@@ -152,7 +152,7 @@ def ask(path, body=None):
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     request.add_header("Content-Type", "application/json")
     sent = None if body is None else json.dumps(body).encode()
-    return json.load(urllib.request.urlopen(request, sent, timeout=60))
+    return json.load(urllib.request.urlopen(request, sent, timeout=600))
 
 
 while server.poll() is None:
