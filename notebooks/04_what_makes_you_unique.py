@@ -240,7 +240,7 @@ plt.show()
 #
 # Who sees films often does not need it: their quality is then known by heart, and peers say
 # nothing new. So it is on real timelines, where [differences tell
-# nothing](../configs/README.md#differences-from-peers-on-real-timelines) that their controls do
+# nothing](../configs/differences/README.md) that their controls do
 # not.
 
 # %% [markdown]

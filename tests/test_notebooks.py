@@ -1,5 +1,6 @@
 """A notebook runs anywhere; what is kept of it is small, clean, and of the script beside it."""
 
+import ast
 import re
 import resource
 import shutil
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 from nbmake.nb_run import NotebookRun
+
+from user_llm.evaluation import records
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -48,6 +52,28 @@ def test_outputs_are_kept_and_are_small_and_clean(name):
     assert outputs and "error" not in {output.output_type for output in outputs}
     assert {output.name for output in outputs if output.output_type == "stream"} <= {"stdout"}
     assert not [text for text in told if "Traceback" in text or PATH.search(text)]
+
+
+@each
+def test_links_lead_somewhere(name):
+    told = "\n".join(source for kind, source in cells(read(name)) if kind == "markdown")
+    links = re.findall(r"\]\(([^)#\s]+)", told)
+    assert not [link for link in links if "://" not in link and not (FOLDER / link).exists()]
+
+
+def test_recorded_results_that_are_shown_are_those_recorded():
+    source = (FOLDER / "04_what_makes_you_unique.py").read_text()
+    (shown,) = re.findall(r"^recorded = (\{.*?^\})", source, re.MULTILINE | re.DOTALL)
+    rows = {"timeline": "timeline_2", "+ differences": "difference_2"}
+    rows |= {"+ strangers'": "shuffled_2", "+ zeros": "zeroed_2"}
+    found = {name: f"{row}/user_llm" for name, row in rows.items()}
+    found["no model"] = "timeline_2/past"  # the same of every seed
+    errors = {}
+    for one in records.read(FOLDER.parent / "configs" / "world"):
+        mean = round(one.metrics.get("test/rating_among_peers/mae", np.nan), 3)
+        errors.setdefault(one.run, []).append(mean)
+    wanted = {name: tuple(dict.fromkeys(errors[run])) for name, run in found.items()}
+    assert ast.literal_eval(shown) == wanted
 
 
 @pytest.mark.slow
