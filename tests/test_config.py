@@ -48,6 +48,7 @@ def test_a_field_cannot_be_reassigned():
 @pytest.mark.parametrize(
     ("part", "fields"),
     [
+        (CrossAttentionConfig, {"gate": 1.0}),
         (DataConfig, {"protocol": "random"}),
         (DataConfig, {"test_share": 0.5}),
         (DataConfig, {"held_out_users": 1.0}),

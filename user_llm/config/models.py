@@ -114,7 +114,8 @@ class CrossAttentionConfig(Config):
     every: PositiveInt = 2
     heads: PositiveInt = 4
     kv_heads: PositiveInt | None = None  # that they share; None: each has keys of its own
-    gate: float = 0.5  # the tanh gate's value at the start; 0 leaves the plain decoder untouched
+    # The tanh gate's value at the start; 0 leaves the plain decoder untouched.
+    gate: float = Field(default=0.5, gt=-1, lt=1)
     apart: bool = False  # each stream has one of its own, one after the other; else they share it
 
     @model_validator(mode="after")
