@@ -1,6 +1,7 @@
 """Strictness lives here: shapes checked, dtypes promoted by hand, eight simulated CPU devices."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker waits long for another's last file."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """What is imported now stays: the collector need not look at a million objects again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

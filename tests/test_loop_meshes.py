@@ -1,7 +1,7 @@
 """The step on one device and on eight: the same losses, everything split, nothing made twice.
 
-Every system trains on the mesh of all axes and on two others, each of these with some of every
-kind; `USER_LLM_MESHES=all` trains every system on every mesh.
+Every system trains on the mesh of all axes and on one other, each of these with systems of several
+kinds; `USER_LLM_MESHES=all` trains every system on every mesh.
 """
 
 import json
@@ -60,9 +60,8 @@ def whole(tree):
 
 def places():
     """Where each system trains, but for the quick ones."""
-    turn = cycle(SHAPES)
     every = os.environ.get("USER_LLM_MESHES") == "all"
-    shapes = {case: SHAPES if every else (next(turn), next(turn)) for case in CASES}
+    shapes = {case: SHAPES if every else (one,) for case, one in zip(CASES, cycle(SHAPES))}
     found = [(shape, case) for case in CASES for shape in (WHOLE, *shapes[case])]
     return [place for place in found if place not in QUICK]
 

@@ -219,19 +219,13 @@ def test_the_command_line_makes_a_run_in_a_bucket_and_reads_it(bucket, served, t
     assert any(name.startswith("cache/") for name in bucket.objects)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two processes"])
-def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared, tmp_path, count):
-    """Killed between and in saves, once asked to go; it ends as one on a disk that was let be."""
-    whole = Training(tmp_path / "whole", shared)
-    whole.finish(count)
-    training = Training(to_path("gs://bucket/run"), shared)
+def test_two_processes_killed_again_and_again_lose_nothing(bucket, served, tmp_path):
+    """Killed between and in saves, once asked to go; they end as on a disk that was let be."""
+    whole = Training(tmp_path / "whole", tmp_path)
+    whole.finish(2)
+    training = Training(to_path("gs://bucket/run"), tmp_path)
     training.environment |= served[1]
-    rng, in_saves = random.Random(count), 0
+    rng, in_saves = random.Random(2), 0
 
     def saved() -> list[int]:
         own = (name for name in list(bucket.objects) if name.endswith("/manifest.json"))
@@ -239,7 +233,7 @@ def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared,
 
     def begun() -> Job:
         """A job that has saved once more than the one before."""
-        job, before = training.start(count), max(saved(), default=0)
+        job, before = training.start(2), max(saved(), default=0)
         while job.running() and max(saved(), default=0) == before:
             time.sleep(0.02)
         return job
@@ -253,8 +247,8 @@ def test_a_training_killed_again_and_again_loses_nothing(bucket, served, shared,
     job = begun()
     for process in job.processes:
         process.terminate()
-    assert [code for code, _ in job.end()] == [42] * count
-    training.finish(count)
+    assert [code for code, _ in job.end()] == [42] * 2
+    training.finish(2)
     assert max(training.saved()) == STEPS
     assert training.figures() == whole.figures()
     assert training.saved() == whole.saved()
