@@ -109,6 +109,19 @@ def test_tensorboard_gets_the_same_and_forgets_the_abandoned(tmp_path):
     }
 
 
+def test_logging_imports_no_torch_and_leaves_it_to_others(tmp_path):
+    told = (
+        "import sys, pathlib\n"
+        "from user_llm.training.tracking import Tracker\n"
+        f"with Tracker(pathlib.Path({str(tmp_path)!r}), total=1) as tracker:\n"
+        "    tracker.log(1, {'loss': 1.0})\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True)
+    assert shown(tmp_path / "tensorboard") == {1: {"loss": 1.0}}
+
+
 def test_a_full_disk_is_told_and_what_is_logged_later_is_shown(tmp_path, caplog):
     values = {f"figure_{n}": float(n) for n in range(20)}  # more at once than a queue would hold
     with Tracker(tmp_path, total=9) as tracker:

@@ -2,11 +2,13 @@
 
 import socket
 import struct
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class Board:
@@ -21,10 +23,7 @@ class Board:
         self._file: IO[bytes] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar  # imports torch where that is installed
-
-        Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue] -- generated
+        Event, scalar, _ = _library()
         now, events = time.time(), []
         if self._file is None:
             self._folder.mkdir(exist_ok=True)
@@ -54,10 +53,29 @@ class Board:
             self._file = None
 
 
+@cache
+def _library() -> tuple[Any, Any, Any]:
+    """tensorboardX's event, scalar and checksum.
+
+    Its writer, which is not used, imports torch where it can: two seconds and 180 MB.
+    """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] -- cannot be imported
+    try:
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
+        from tensorboardX.summary import scalar
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue] -- generated
+    return Event, scalar, masked_crc32c
+
+
 def _framed(data: bytes) -> bytes:
     """A record of TensorFlow's: the length, its checksum, the data, its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
+    *_, masked_crc32c = _library()
     length = struct.pack("<Q", len(data))
     sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return b"".join((length, next(sums), data, next(sums)))
