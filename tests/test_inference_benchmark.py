@@ -88,8 +88,8 @@ def test_costs_are_drawn_by_history(tmp_path):
 @pytest.mark.slow
 def test_of_a_run_the_text_is_what_its_data_set_says(run, tmp_path):
     long = run.experiment.encoder.window  # which the decoder has no room for as text
-    result = inference_benchmark.benchmark(tmp_path, run=run, histories=(1, 2, long), **BENCHMARK)
-    assert {row["history"] for row in result["rows"] if row["asked"]} == {1, 2, long}
+    result = inference_benchmark.benchmark(tmp_path, run=run, histories=(2, long), **BENCHMARK)
+    assert {row["history"] for row in result["rows"] if row["asked"]} == {2, long}
     assert [model["decoder"] for model in result["decoders"]] == ["tiny"]
     ours, text = (
         next(r for r in result["rows"] if r["system"] == name and r["history"] == 2)

@@ -193,12 +193,11 @@ def check_frozen(run, strategy):
     assert {row["step"] for row in logged} == {1, 2}
 
 
-@pytest.mark.parametrize("fusion", ["cross_attention", "soft_prompt"])
-def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, data_folder, fusion):
+def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, data_folder):
     narrow = DecoderConfig(dtype="bfloat16", param_dtype="bfloat16")
     folder = data_folder / "models" / "stories260K"
     model = LanguageModelConfig(weights=str(folder), architecture=narrow)
-    system = {"fusion": fusion, "strategy": "lora", "lora": LoRAConfig(rank=2, targets=("*",))}
+    system = {"strategy": "lora", "lora": LoRAConfig(rank=2, targets=("*",))}
     system["cross_attention"] = CrossAttentionConfig(every=1, heads=1)
     idle = {"warmup": WarmupConfig(steps=0), "language_model": model}
     run = start(experiment(system, tasks=TASKS).model_copy(update=idle))
