@@ -70,8 +70,10 @@ case $command in
   test)
     setup test
     lint
-    # Where a worker crashes, xdist would wait for ever for what is left of its file.
-    pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
+    # One worker more than processors, since some tests wait for processes of theirs. Where a worker
+    # crashes, xdist would wait for ever for what is left of its file.
+    workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
+    pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
     ;;
   lint)
     setup test
