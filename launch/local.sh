@@ -70,6 +70,7 @@ case $command in
   test)
     setup test
     lint
+    export XLA_FLAGS="$XLA_FLAGS --xla_cpu_parallel_codegen_split_count=1" # workers fill the cores
     # One worker more than processors, since some tests wait for processes of theirs. Where a worker
     # crashes, xdist would wait for ever for what is left of its file.
     workers=$(($(getconf _NPROCESSORS_ONLN) + 1))

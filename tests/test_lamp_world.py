@@ -42,6 +42,8 @@ def personas():
     spec = importlib.util.spec_from_file_location("personas", CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for row in ("pplug_unlabelled", "pplug_whole"):  # which others nearly are
+        del module.CHIEF[row]
     return module
 
 

@@ -24,7 +24,7 @@ from user_llm.training.step import placement, setup
 WHOLE = "2x2x2"
 SHAPES = ("8x1x1", "1x8x1", "1x1x8", "4x2x1", "2x1x4", "1x2x4", "1x4x2")
 QUICK = (("2x2x2", "autoregressive"), ("2x2x2", "dual_tall"), ("2x1x4", "dep"))
-APART = ("bert4rec_tall", "full", "streams")  # in two processes
+APART = ("bert4rec_tall", "streams")  # in two processes
 
 
 @pytest.fixture(scope="module")
