@@ -165,7 +165,9 @@ def test_jax_and_numpy_are_enough(exported, fresh, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not {*ABSENT.split(",")} & {*done.stdout.split()}
-    theirs, made = np.load(tmp_path / "out.npz"), stablehlo.load(folder)
+    with np.load(tmp_path / "out.npz") as file:
+        theirs = dict(file)
+    made = stablehlo.load(folder)
     memory = made.encode(bundle.events_of(test), test["segments"])
     logits, _ = made.prefill(test["tokens"], test["lengths"], memory, 40)
     assert np.abs(theirs["memory"] - memory["tokens"]).max() == 0.0
