@@ -1,4 +1,4 @@
-"""The whole table of personas, on questions that the embedded world asks."""
+"""The table of personas, on questions that the embedded world asks."""
 
 import importlib.util
 from pathlib import Path
@@ -69,7 +69,7 @@ def reader(tmp_path):
     return folder
 
 
-def test_every_row_of_the_table_is_told_the_same_questions(tmp_path, reader, mesh, monkeypatch):
+def test_rows_of_the_table_are_told_the_same_questions(tmp_path, reader, mesh, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = DataConfig(
         name="lamp",
