@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
         cross_attention=CrossAttentionConfig(every=2, heads=1),
     ),
     pretrain=PretrainConfig(
-        steps=30, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
+        steps=8, batch_size=8, optim=OPTIM, log_every=1, validate_every=7, checkpoint_every=3
     ),
     warmup=WarmupConfig(steps=2, batch_size=8, optim=OPTIM),
     align=StageConfig(steps=2, batch_size=8, optim=OPTIM),

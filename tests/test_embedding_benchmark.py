@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from user_llm import benchmarks
+from user_llm.config import EncoderConfig
 from user_llm.evaluation import embedding_benchmark, records
 from user_llm.inference import embeddings
 
@@ -13,6 +14,9 @@ from user_llm.inference import embeddings
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_verb_is_timed_killed_and_recorded(tmp_path, monkeypatch):
+    small = EncoderConfig(window=50, embed=8, feature_embed=4, layers=1, heads=1, mlp=8)
+    experiment = embedding_benchmark.EXPERIMENT.model_copy(update={"encoder": small})
+    monkeypatch.setattr(embedding_benchmark, "EXPERIMENT", experiment)
     monkeypatch.setattr(embedding_benchmark, "PAUSE", 0.05)
     result = embedding_benchmark.benchmark(tmp_path, users=17_000, kills=1)
     assert json.loads((tmp_path / "benchmark.json").read_text())["samples"] == result["samples"]

@@ -24,7 +24,8 @@ pipeline.batches = runs_made.slowly(pipeline.batches)  # so that there is time t
 
 
 def config():
-    return runs_made.EXPERIMENT
+    pretrain = runs_made.EXPERIMENT.pretrain.model_copy(update={{"steps": 30}})
+    return runs_made.EXPERIMENT.model_copy(update={{"pretrain": pretrain}})
 """
 
 

@@ -107,7 +107,7 @@ def same(tree, other):
             {"strategy": "encoder", "item_tokens": True},
             TASKS,
             ("no_context", "shuffled_memory"),
-            MeshConfig(data=2, fsdp=2, tensor=2),
+            MeshConfig(),
         ),
         (
             {"fusion": "none", "strategy": "encoder", "item_tokens": True, "text_history": 2},
@@ -200,7 +200,7 @@ def test_a_read_decoder_stays_narrow_beside_what_is_trained(start, tmp_path, dat
     system = {"strategy": "lora", "lora": LoRAConfig(rank=2, targets=("*",))}
     system["cross_attention"] = CrossAttentionConfig(every=1, heads=1)
     idle = {"warmup": WarmupConfig(steps=0), "language_model": model}
-    run = start(experiment(system, tasks=TASKS).model_copy(update=idle))
+    run = start(experiment(system, tasks=NEXT).model_copy(update=idle))
     shutil.rmtree(tmp_path / "warmup")  # of another decoder
     run.check_language_model()
     rows = {row["system"]: row["metrics"] for row in evaluate(run)["rows"]}
