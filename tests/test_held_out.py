@@ -26,8 +26,9 @@ def test_no_batch_of_any_training_holds_a_held_out_item(run):
     held = out(run)
     assert len(held) == 5 and len(run.split.new_items) and len(run.split.cold)
     source = stages.training_windows(run)
-    batches = stages.batches(run, source, run.experiment.pretrain)(0)
-    seen = np.concatenate([np.unique(next(batches)["events"]["item"]) for _ in range(20)])
+    pretrain = run.experiment.pretrain.model_copy(update={"steps": 20})  # in which all are seen
+    batches = stages.batches(run, source, pretrain)(0)
+    seen = np.concatenate([np.unique(batch["events"]["item"]) for batch in batches])
     assert not np.isin(seen, held).any()
     assert set(np.unique(run.dataset.item)) - set(held) == set(seen.tolist()) - {0}
     examples = stages.training_examples(run, "user_llm")
