@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -205,6 +206,14 @@ def test_a_build_that_fails_midway_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         build("world", source=None, data_dir=tmp_path / "built", users=2)
     assert not list((tmp_path / "built").iterdir())
+
+
+def test_nothing_is_left_where_temporary_files_are(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    load(build("world", source=None, data_dir=tmp_path / "built", users=3))
+    assert list(temporary.iterdir()) == []
 
 
 def test_rows_that_were_not_written_are_noticed(tmp_path, monkeypatch):

@@ -47,6 +47,13 @@ class Raw(NamedTuple):
         return self.users if config == "timelines" else len(self.items)
 
 
+class OwnInfo(tfds.core.DatasetInfo):
+    """What describes a data set of one's own."""
+
+    def initialize_from_bucket(self) -> None:
+        """There is nothing of it in TFDS's bucket; looking there leaves a temporary folder."""
+
+
 class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder of the configs `timelines` and `items`; a subclass says how to `read`."""
 
@@ -161,11 +168,11 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.what = config
         super().__init__(config=config, **arguments)
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _info(self) -> OwnInfo:
         raw = self.raw
         first = next(raw.records(self.what)) if isinstance(raw, Raw) else raw.examples[self.what]
         features = tfds.features.FeaturesDict({k: _feature(v) for k, v in first.items()})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+        return OwnInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         return {"train": self._generate_examples()}
